@@ -1,0 +1,312 @@
+"""Frozen backbones by Hub id: putting a new pair together, and releases that hold the trained bridge only.
+
+A bridge-only release is a `model.safetensors` with the trained tensors and a config whose `backbones` names the frozen
+parts by Hub id and commit. Loading it fetches those from their owners, so that their licences stay with them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.instructblip.configuration_instructblip import InstructBlipVisionConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils.hub import resolve_revision
+
+from .configuration_instruct_blip import InstructBLIPConfig
+
+if TYPE_CHECKING:
+    from .modeling_instruct_blip import InstructBLIPForConditionalGeneration
+
+logger = logging.get_logger(__name__)
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
+EVA_TOWERS = ("instructblip_vision_model", "blip_2_vision_model")  # the same network under two names
+
+
+def commit_of(repo: str, revision: str | None, **hub: Any) -> str | None:
+    """The commit that `revision` of a Hub repository points to; None for a local folder."""
+    known = {key: hub[key] for key in ("cache_dir", "local_files_only", "token") if hub.get(key) is not None}
+    resolved = resolve_revision(repo, revision, **known)
+    return getattr(resolved, "resolved", None) or revision
+
+
+def describe_backbones(
+    vision_id: str,
+    llm_id: str,
+    vision_revision: str | None = None,
+    llm_revision: str | None = None,
+    **kwargs: Any,
+) -> InstructBLIPConfig:
+    """A config for a new pair of backbones; behind `InstructBLIPForConditionalGeneration.from_backbones`.
+
+    Either id may be a whole vision-language checkpoint: its tower or its language model is taken out of it.
+    """
+    hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
+    vision_commit, llm_commit = commit_of(vision_id, vision_revision, **hub), commit_of(llm_id, llm_revision, **hub)
+    vision_config = AutoConfig.from_pretrained(vision_id, revision=vision_commit, **hub)
+    vision: dict[str, Any] = {"repo": str(vision_id), "revision": vision_commit}
+    if getattr(vision_config, "vision_config", None) is not None:
+        vision_config = vision_config.vision_config
+        if vision_config.model_type in EVA_TOWERS:
+            vision["prefix"] = "vision_model."
+    if vision_config.model_type in EVA_TOWERS:
+        vision_config = InstructBlipVisionConfig(**{**vision_config.to_dict(), "model_type": EVA_TOWERS[0]})
+    text_config = AutoConfig.from_pretrained(llm_id, revision=llm_commit, **hub)
+    language: dict[str, Any] = {"repo": str(llm_id), "revision": llm_commit}
+    if getattr(text_config, "qformer_config", None) is not None:
+        text_config, language["prefix"] = text_config.text_config, "language_model."
+    if "image_token_index" not in kwargs and "image_token_id" not in kwargs:
+        # Where the processor puts `<image>`; the language model never embeds it, so its vocabulary need not grow.
+        tokenizer = AutoTokenizer.from_pretrained(llm_id, revision=llm_commit, **hub)
+        kwargs["image_token_index"] = tokenizer.get_vocab().get("<image>", len(tokenizer))
+    return InstructBLIPConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        backbones={"vision": vision, "language": language},
+        **kwargs,
+    )
+
+
+def read_tensors(repo: str, revision: str | None, prefix: str, **hub: Any) -> dict[str, torch.Tensor]:
+    """The safetensors of a checkpoint whose names begin with `prefix`, without it; only their shards are downloaded."""
+    index = cached_file(
+        repo, SAFE_WEIGHTS_INDEX_NAME, revision=revision, _raise_exceptions_for_missing_entries=False, **hub
+    )
+    files = [SAFE_WEIGHTS_NAME]
+    if index is not None:
+        with open(index, encoding="utf-8") as file:
+            weight_map = json.load(file)["weight_map"]
+        files = sorted({shard for name, shard in weight_map.items() if name.startswith(prefix)})
+    tensors = {}
+    for name in files:
+        with safe_open(cached_file(repo, name, revision=revision, **hub), framework="pt") as shard:
+            for key in shard.keys():
+                if key.startswith(prefix):
+                    tensors[key.removeprefix(prefix)] = shard.get_tensor(key)
+    if not tensors:
+        raise ValueError(f"{repo} has no tensor whose name begins with {prefix!r}: check the release's `backbones`")
+    return tensors
+
+
+def load_backbone(where: dict[str, Any], config: PreTrainedConfig, auto_class: type, **kwargs: Any) -> PreTrainedModel:
+    """Load a frozen part from the place that a config's `backbones` names."""
+    unknown = set(where) - {"repo", "revision", "prefix"}
+    if unknown or not where.get("repo"):
+        raise ValueError(f"backbones entry {where} must have `repo` and may have `revision` and `prefix`")
+    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+    if not where.get("prefix"):
+        return auto_class.from_pretrained(where["repo"], revision=where.get("revision"), config=config, **kwargs)
+    tensors = read_tensors(where["repo"], where.get("revision"), where["prefix"], **hub)
+    rest = {key: value for key, value in kwargs.items() if key not in HUB_ARGUMENTS}
+    if not isinstance(auto_class, type) or not issubclass(auto_class, PreTrainedModel):
+        auto_class = auto_class._model_mapping[type(config)]
+    return auto_class.from_pretrained(None, config=config, state_dict=tensors, **rest)
+
+
+class BackbonesMixin:
+    """`from_backbones`, and loading and saving of bridge-only releases, for the model class."""
+
+    @classmethod
+    def from_backbones(
+        cls,
+        vision_id: str,
+        llm_id: str,
+        vision_revision: str | None = None,
+        llm_revision: str | None = None,
+        config: InstructBLIPConfig | None = None,
+        **kwargs: Any,
+    ) -> InstructBLIPForConditionalGeneration:
+        """A model with pretrained, frozen backbones and a new Q-Former.
+
+        Args:
+            vision_id: Hub id or folder of an image encoder, or of a checkpoint that contains one.
+            llm_id: Hub id or folder of a causal or encoder-decoder language model, or of an InstructBLIP checkpoint.
+            vision_revision, llm_revision: branch, tag or commit; the commit is what a bridge-only release records.
+            config: default `InstructBLIPConfig.from_backbones(...)`; pass one to shape the Q-Former.
+            kwargs: for both backbones' `from_pretrained`: `dtype`, `device_map`, `quantization_config` (language model
+                only), `attn_implementation`, `token`, `cache_dir`, ...
+        """
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        config = config or describe_backbones(vision_id, llm_id, vision_revision, llm_revision, **hub)
+        model = cls._assemble(config, None, **kwargs)
+        model.requires_grad_(True)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Load a full checkpoint, an official `Salesforce/instructblip-*` one, or a bridge-only release.
+
+        Arguments are transformers'. A `quantization_config` quantizes the language model only.
+        """
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        revision = kwargs.get("revision")
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        commit = commit_of(str(pretrained_model_name_or_path), revision, **hub)
+        if not isinstance(config, PreTrainedConfig):
+            source = pretrained_model_name_or_path if config is None else config
+            names = ("subfolder", "revision")
+            place = {key: kwargs[key] for key in names if kwargs.get(key) is not None} if config is None else {}
+            config = InstructBLIPConfig.from_pretrained(source, **place, **hub)
+        if config.bridge_only:
+            loading_info = kwargs.pop("output_loading_info", False)
+            model = cls._assemble(config, str(pretrained_model_name_or_path), **kwargs)
+            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+            return (model, info) if loading_info else model
+        if kwargs.get("quantization_config") is not None:
+            _quantize_language_model_only(kwargs["quantization_config"])
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if kwargs.get("subfolder") is None:
+            place = {"repo": str(pretrained_model_name_or_path), "revision": commit}
+            model._loaded_from = {
+                "vision": {**place, "prefix": "vision_model."},
+                "language": {**place, "prefix": "language_model."},
+            }
+        return loaded
+
+    @classmethod
+    def _assemble(cls, config: InstructBLIPConfig, release: str | None, **kwargs: Any):
+        """Backbones from where `config.backbones` says, and the bridge of `release`, or a new one."""
+        if not config.backbones or set(config.backbones) != {"vision", "language"}:
+            raise ValueError(
+                f"a bridge-only config must name its `vision` and `language` backbones, not {config.backbones}"
+            )
+        place = {key: kwargs.pop(key) for key in ("revision", "subfolder") if key in kwargs}
+        quantization = kwargs.pop("quantization_config", None)
+        device_map = kwargs.pop("device_map", None)
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        dtype = kwargs.get("dtype")
+        text_kwargs = {**kwargs, **({"device_map": device_map} if device_map is not None else {})}
+        if quantization is not None:
+            text_kwargs["quantization_config"] = quantization
+
+        skeleton = copy.deepcopy(config)
+        skeleton.bridge_only = False
+        with torch.device("meta"):
+            model = cls(skeleton)
+        tower_class = type(model.vision_model) if config.vision_config.model_type in EVA_TOWERS else AutoModel
+        text_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        vision = load_backbone(config.backbones["vision"], skeleton.vision_config, tower_class, **kwargs)
+        language = load_backbone(config.backbones["language"], skeleton.text_config, text_class, **text_kwargs)
+        eps = model.vision_layernorm.eps
+        model.vision_model, model.language_model = vision, language
+        bridge_dtype = vision.dtype if dtype in (None, "auto") else vision.dtype
+        if release is None:
+            fresh = cls.new_bridge(skeleton)
+        else:
+            fresh = read_tensors(release, place.get("revision"), place.get("subfolder", ""), **hub)
+        _load_bridge(model, fresh, bridge_dtype, release)
+        model.vision_layernorm.eps = eps
+        model.generation_config = _generation_config(model, release, place, hub)
+        model.eval()
+        if device_map is not None:
+            device = next(language.parameters()).device
+            model.vision_model.to(device)
+            for name, _ in list(model.named_bridge_parameters()):
+                owner, _, leaf = name.rpartition(".")
+                parent = model.get_submodule(owner)
+                setattr(parent, leaf, torch.nn.Parameter(getattr(parent, leaf).to(device)))
+        return model
+
+    @classmethod
+    def new_bridge(cls, config: InstructBLIPConfig) -> dict[str, torch.Tensor]:
+        """Freshly initialised bridge tensors for `config`, made without building its backbones at full depth."""
+        small = copy.deepcopy(config)
+        for sub in (small.vision_config, small.text_config):
+            for name in ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer"):
+                if isinstance(getattr(sub, name, None), int):
+                    setattr(sub, name, 1)
+            if getattr(sub, "layer_types", None):
+                sub.layer_types = sub.layer_types[:1]
+        model = cls(small)
+        return {name: parameter.detach() for name, parameter in model.named_bridge_parameters()}
+
+    def bridge_state_dict(self) -> dict[str, torch.Tensor]:
+        """The tensors that instruction tuning trains, by their names in the full state dict."""
+        return {name: parameter.detach() for name, parameter in self.named_bridge_parameters()}
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *, bridge_only: bool = False, **kwargs: Any) -> None:
+        """Save a full checkpoint, or with `bridge_only=True` the trained tensors and the names of the frozen parts.
+
+        Raises:
+            ValueError: `bridge_only=True` and it is not known where the frozen backbones came from.
+        """
+        config = self.config
+        if self._auto_class is not None:
+            # register_for_auto_class holds one name; AutoModel must find the whole model as well.
+            module = type(self).__module__.rpartition(".")[-1]
+            config.auto_map = {
+                **(getattr(config, "auto_map", None) or {}),
+                "AutoModel": f"{module}.{type(self).__name__}",
+            }
+        if not bridge_only:
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        backbones = config.backbones or getattr(self, "_loaded_from", None)
+        if backbones is None:
+            raise ValueError(
+                "bridge_only=True needs to know where the frozen backbones are: build the model with from_backbones() or "
+                "from_pretrained(), or set config.backbones"
+            )
+        for part, where in backbones.items():
+            if os.path.isdir(where["repo"]):
+                logger.warning(
+                    f"the {part} backbone of this release is the local folder {where['repo']}: push it first"
+                )
+        before = config.backbones
+        try:
+            config.backbones, config.bridge_only = backbones, True
+            super().save_pretrained(save_directory, state_dict=self.bridge_state_dict(), **kwargs)
+        finally:
+            config.backbones, config.bridge_only = before, False
+
+
+def _load_bridge(
+    model: InstructBLIPForConditionalGeneration,
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    release: str | None,
+) -> None:
+    """Put bridge tensors into a model whose bridge is still on the meta device; all of them, and nothing else."""
+    wanted = dict(model.named_bridge_parameters())
+    missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    wrong = [name for name in set(wanted) & set(tensors) if wanted[name].shape != tensors[name].shape]
+    if missing or unexpected or wrong:
+        raise ValueError(
+            f"{release} is not a bridge for this config; missing {missing}, unexpected {unexpected}, "
+            f"of another shape {sorted(wrong)}"
+        )
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, strict=False, assign=True)
+
+
+def _generation_config(model, release: str | None, place: dict[str, Any], hub: dict[str, Any]) -> GenerationConfig:
+    if release is not None:
+        try:
+            return GenerationConfig.from_pretrained(release, **place, **hub)
+        except OSError:
+            logger.info(f"{release} has no generation_config.json; the language model's own settings apply")
+    return copy.deepcopy(model.language_model.generation_config)
+
+
+def _quantize_language_model_only(quantization_config: Any) -> None:
+    """Keep the vision tower and the bridge in full precision, whatever library quantizes the language model."""
+    keep = ["vision_model", "qformer", "language_projection", "lm_head"]
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if hasattr(quantization_config, name) and not getattr(quantization_config, name):
+            setattr(quantization_config, name, keep)

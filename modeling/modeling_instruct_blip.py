@@ -1,0 +1,792 @@
+"""InstructBLIP: frozen vision tower, trained instruction-aware Q-Former, frozen language model (Dai et al., 2023)."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.models.instructblip.modeling_instructblip import InstructBlipVisionEmbeddings, InstructBlipVisionModel
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .backbones import BackbonesMixin
+from .candidate_ranking import score_candidates_naively, score_candidates_packed
+from .configuration_instruct_blip import InstructBLIPConfig
+from .modeling_qformer import InstructBLIPQFormerModel
+from .packing import align, logits_at, pack_rows, positions_from_mask, takes_custom_masks
+from .shared_prefix import share_prompt, share_source, shared_prefix
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class InstructBLIPOutput(ModelOutput):
+    """What [`InstructBLIPForConditionalGeneration`] returns.
+
+    Attributes:
+        loss: scalar, cross-entropy in nats over the supervised positions.
+        logits: (rows, seq or target, vocabulary); None while training with labels, where they are computed at
+            supervised positions only.
+        past_key_values: the language model's cache, when asked for.
+        encoder_last_hidden_state: (rows, seq, hidden), encoder-decoder only.
+        image_features: (uses, query, llm_hidden), what the language model reads in place of the placeholders.
+        hidden_states, attentions, cross_attentions: the language model's (its decoder's), when asked for.
+        vision_attentions, qformer_attentions, qformer_cross_attentions: of the towers, with `output_attentions=True`
+            and `attn_implementation="eager"`; the last is (uses, heads, query, patches) per layer with cross-attention.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Any = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    image_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    vision_attentions: tuple[torch.Tensor, ...] | None = None
+    qformer_attentions: tuple[torch.Tensor, ...] | None = None
+    qformer_cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class InstructBLIPImageFeatures(BaseModelOutputWithPooling):
+    """What `get_image_features` returns.
+
+    Attributes:
+        last_hidden_state: (images, patches, vision_hidden), what the Q-Former attends to.
+        pooler_output: (uses, query, llm_hidden), query outputs projected into the language model.
+        qformer_attentions, qformer_cross_attentions: one tensor a layer, when asked for.
+    """
+
+    qformer_attentions: tuple[torch.Tensor, ...] | None = None
+    qformer_cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class InstructBLIPPreTrainedModel(PreTrainedModel):
+    config: InstructBLIPConfig
+    config_class = InstructBLIPConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_attention_backend = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _no_split_modules = ["InstructBLIPQFormerLayer", "InstructBLIPQFormerEmbeddings", "InstructBlipEncoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, InstructBLIPForConditionalGeneration):
+            # transformers' zeros make the first gradient of the queries a billion times larger than any other.
+            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, InstructBlipVisionEmbeddings):
+            # The tower's own 1e-10 makes all images alike.
+            init.trunc_normal_(module.position_embedding, mean=0.0, std=self.config.initializer_range)
+            init.trunc_normal_(module.class_embedding, mean=0.0, std=self.config.initializer_range)
+
+
+class InstructBLIPVisionModel(InstructBlipVisionModel):
+    """transformers' EVA ViT-g, returning its features before the last LayerNorm.
+
+    That LayerNorm (LAVIS' `ln_vision`) trains while the tower is frozen, so it belongs to the bridge; it keeps its
+    place in the state dict.
+    """
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs) -> BaseModelOutput:
+        hidden = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        return self.encoder(inputs_embeds=hidden, **kwargs)
+
+
+class InstructBLIPForConditionalGeneration(BackbonesMixin, InstructBLIPPreTrainedModel, GenerationMixin):
+    """The whole generative model; its state dict has the keys of `Salesforce/instructblip-*`."""
+
+    # What trains, and so what a bridge-only release holds (paper, section 2.3; LAVIS also trains the vision LayerNorm).
+    bridge_modules = ("query_tokens", "qformer", "language_projection", "vision_model.post_layernorm", "ln_vision")
+
+    def __init__(self, config: InstructBLIPConfig):
+        super().__init__(config)
+        if config.vision_config.model_type == "instructblip_vision_model":
+            self.vision_model = InstructBLIPVisionModel._from_config(config.vision_config)
+        else:
+            self.vision_model = AutoModel.from_config(config.vision_config)
+            self.ln_vision = nn.LayerNorm(config.vision_config.hidden_size)
+        if config.post_layernorm_eps is not None:
+            self.vision_layernorm.eps = config.post_layernorm_eps
+        self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.qformer_config.hidden_size))
+        self.qformer = InstructBLIPQFormerModel._from_config(config.qformer_config)
+        self.language_projection = nn.Linear(config.qformer_config.hidden_size, config.text_config.hidden_size)
+        auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        self.language_model = auto_class.from_config(config.text_config)
+        self.post_init()
+
+    # ---- parts
+
+    @property
+    def vision_layernorm(self) -> nn.LayerNorm:
+        """The trained LayerNorm between the frozen tower and the Q-Former."""
+        if isinstance(self.vision_model, InstructBLIPVisionModel):
+            return self.vision_model.post_layernorm
+        return self.ln_vision
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        if modality == "image":
+            return self.vision_model
+        return self.language_model.get_encoder() if self.config.is_encoder_decoder else self
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    def named_bridge_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that instruction tuning trains: queries, Q-Former, projection and the vision LayerNorm."""
+        for name, parameter in self.named_parameters():
+            if any(name == part or name.startswith(part + ".") for part in self.bridge_modules):
+                yield name, parameter
+
+    def freeze_backbones(self, language_model_dropout: bool = True) -> None:
+        """Train nothing but the bridge (paper, section 2.3).
+
+        Args:
+            language_model_dropout: whether dropout inside the frozen language model stays on while training, as in
+                LAVIS for T5. The vision tower is always in eval mode.
+        """
+        self.requires_grad_(False)
+        for _, parameter in self.named_bridge_parameters():
+            parameter.requires_grad_(True)
+        self._modules_in_eval = (
+            [self.vision_model] if language_model_dropout else [self.vision_model, self.language_model]
+        )
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> InstructBLIPForConditionalGeneration:
+        super().train(mode)
+        for module in getattr(self, "_modules_in_eval", []):
+            module.eval()
+        return self
+
+    # ---- images
+
+    def encode_images(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutput:
+        """Run the vision tower up to its trained LayerNorm; the result can be stored and passed as `image_embeds`.
+
+        Args:
+            pixel_values: (images, 3, height, width). A size other than the tower's interpolates its positions.
+
+        Returns:
+            `last_hidden_state` (images, patches, vision_hidden), without gradient where the tower is frozen.
+
+        Raises:
+            ValueError: the tower cannot take this image size.
+        """
+        tower = self.vision_model
+        frozen = not any(p.requires_grad for n, p in tower.named_parameters() if not n.startswith("post_layernorm"))
+        pixel_values = pixel_values.to(device=_device(tower), dtype=tower.dtype)
+        size = self.config.vision_config.image_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        other_size = tuple(pixel_values.shape[-2:]) != size
+        if other_size and (_is_eva(tower) or "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters):
+            kwargs["interpolate_pos_encoding"] = True
+        elif other_size and not _resizes_itself(tower):
+            raise ValueError(
+                f"images of {tuple(pixel_values.shape[-2:])} pixels for a {type(tower).__name__} of {size}: "
+                "resize them (the processor does)"
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            return tower(pixel_values=pixel_values, **kwargs)
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> InstructBLIPImageFeatures | tuple:
+        """What the language model reads of each image under each instruction.
+
+        Args:
+            pixel_values: (images, 3, height, width) unique images, or (rows, frames, 3, height, width).
+            qformer_input_ids: (rows, length) instructions; needed unless `config.qformer_text_input` is False.
+            qformer_attention_mask: (rows, length).
+            image_embeds: (images, patches, vision_hidden) from `encode_images`, in place of `pixel_values`.
+            image_index: (rows, most images of a row) image of each use, -1 for none; None: row i shows image i.
+
+        Returns:
+            [`InstructBLIPImageFeatures`]; `pooler_output` is (uses, query, llm_hidden), uses in row order.
+
+        Raises:
+            ValueError: neither or both kinds of image, no instruction, or rows and images that do not match.
+        """
+        if (pixel_values is None) == (image_embeds is None):
+            raise ValueError("pass either pixel_values or image_embeds")
+        if pixel_values is not None and pixel_values.dim() == 5:
+            rows, frames = pixel_values.shape[:2]
+            if image_index is None:
+                image_index = torch.arange(rows * frames, device=pixel_values.device).view(rows, frames)
+            pixel_values = pixel_values.flatten(0, 1)
+        if self.config.qformer_text_input and qformer_input_ids is None:
+            raise ValueError("qformer_input_ids is missing: the Q-Former reads the instruction (processor output)")
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        asked = {key: value for key, value in asked.items() if value}
+
+        vision = BaseModelOutput(last_hidden_state=image_embeds)
+        if image_embeds is None:
+            vision = self.encode_images(pixel_values, **asked)
+        norm = self.vision_layernorm
+        image_states = norm(vision.last_hidden_state.to(device=norm.weight.device, dtype=norm.weight.dtype))
+
+        use_rows, use_images = _uses(image_index, len(image_states), qformer_input_ids)
+        num_uses = len(image_states) if use_images is None else len(use_images)
+        text = {}
+        if self.config.qformer_text_input:
+            text = {"input_ids": qformer_input_ids, "attention_mask": qformer_attention_mask}
+            text = {key: None if value is None else value.to(image_states.device) for key, value in text.items()}
+            if use_rows is not None:
+                text = {key: None if value is None else value[use_rows] for key, value in text.items()}
+        queries = self.qformer(
+            query_embeds=self.query_tokens.expand(num_uses, -1, -1).to(image_states.device),
+            image_embeds=image_states,
+            image_index=use_images,
+            **text,
+            **asked,
+        )
+        features = InstructBLIPImageFeatures(
+            last_hidden_state=image_states,
+            pooler_output=self.language_projection(queries.last_hidden_state),
+            hidden_states=vision.get("hidden_states"),
+            attentions=vision.get("attentions"),
+            qformer_attentions=queries.get("attentions"),
+            qformer_cross_attentions=queries.get("cross_attentions"),
+        )
+        return features if return_dict in (None, True) else features.to_tuple()
+
+    def _merge(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        image_index: torch.Tensor | None,
+        features: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Text embeddings with image features in place of the placeholders, the mask, and where the placeholders are."""
+        embed = self.get_input_embeddings()
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds")
+        image_token = self.config.image_token_id
+        if image_token is None and features is not None:
+            raise ValueError(
+                "config.image_token_id is None, as in checkpoints saved before placeholders existed: set it to "
+                "processor.image_token_id and call resize_token_embeddings(len(processor.tokenizer))"
+            )
+        if inputs_embeds is None:
+            is_image = input_ids == image_token if image_token is not None else torch.zeros_like(input_ids).bool()
+            # A placeholder's own embedding is never read, and its id may lie beyond the vocabulary.
+            inputs_embeds = embed(input_ids.masked_fill(is_image, 0))
+        elif image_token is None:
+            is_image = inputs_embeds.new_zeros(inputs_embeds.shape[:2], dtype=torch.bool)
+        else:
+            is_image = (inputs_embeds == embed(torch.tensor(image_token, device=inputs_embeds.device))).all(dim=-1)
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        if not torch.compiler.is_compiling():
+            _check_placeholders(is_image, features, image_index, self.config.num_query_tokens)
+        if features is not None:
+            features = features.to(device=inputs_embeds.device, dtype=inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds.masked_scatter(is_image[..., None].to(inputs_embeds.device), features)
+        return inputs_embeds, attention_mask, is_image
+
+    def _check_length(self, length: int) -> None:
+        text_config = self.config.text_config
+        positions = None if self.config.is_encoder_decoder else getattr(text_config, "max_position_embeddings", None)
+        if positions is not None and length > positions:
+            raise ValueError(
+                f"a prompt of {length} tokens is longer than the {positions} positions of the language model "
+                f"({text_config.model_type}): shorten it or pass max_length to the processor"
+            )
+        if self.config.is_encoder_decoder and self.language_model.dtype == torch.float16:
+            logger.warning_once("T5 overflows in float16: load the model with dtype=torch.bfloat16")
+
+    def _prompt(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        **asked,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, InstructBLIPImageFeatures | None]:
+        """Embeddings of text and images, (rows, seq, hidden), the mask, the placeholders' places, and the features."""
+        features = None
+        if pixel_values is not None or image_embeds is not None:
+            features = self.get_image_features(
+                pixel_values=pixel_values,
+                image_embeds=image_embeds,
+                image_index=image_index,
+                qformer_input_ids=qformer_input_ids,
+                qformer_attention_mask=qformer_attention_mask,
+                **asked,
+            )
+            if image_index is None and pixel_values is not None and pixel_values.dim() == 5:
+                image_index = torch.zeros(pixel_values.shape[:2], dtype=torch.long, device=pixel_values.device)
+        pooled = None if features is None else features.pooler_output
+        embeds, mask, is_image = self._merge(input_ids, attention_mask, inputs_embeds, image_index, pooled)
+        self._check_length(embeds.shape[1])
+        return embeds, mask, is_image, features
+
+    # ---- training and scoring
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> InstructBLIPOutput | tuple:
+        """Loss and logits for prompts about images.
+
+        Args:
+            input_ids: (rows, seq) prompt, and for a decoder-only language model also the answer. `num_query_tokens`
+                consecutive `image_token_id`s stand for one use of an image.
+            attention_mask: (rows, seq); padding may be anywhere, positions count real tokens.
+            pixel_values: (images, 3, height, width) the batch's unique images, or (rows, frames, 3, height, width).
+            qformer_input_ids, qformer_attention_mask: (rows, length) the instruction, never the answer.
+            image_index: (rows, most images of a row) which image each use shows, -1 for none.
+            image_embeds: (images, patches, vision_hidden) from `encode_images`, in place of `pixel_values`.
+            inputs_embeds: (rows, seq, llm_hidden) in place of `input_ids`.
+            labels: -100 where nothing is learned; (rows, seq) like `input_ids` for a decoder-only model, (rows, target)
+                for an encoder-decoder.
+            decoder_input_ids, decoder_attention_mask: (rows, target), encoder-decoder only; default: shifted labels.
+            num_items_in_batch: the loss is the sum over supervised positions divided by this (Trainer's gradient
+                accumulation); default: their number in this batch, which gives the mean.
+            skip_logits: compute vocabulary logits at supervised positions only and return none. Default: while training
+                with labels.
+
+        Raises:
+            ValueError: placeholders and images do not match, an argument is missing, or a prompt is too long.
+        """
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        asked = {key: value for key, value in asked.items() if value}
+        past = kwargs.get("past_key_values")
+        embeds, mask, is_image, features = self._prompt(
+            input_ids,
+            attention_mask[:, -input_ids.shape[1] :]
+            if past is not None and attention_mask is not None
+            else attention_mask,
+            inputs_embeds,
+            pixel_values,
+            image_embeds,
+            image_index,
+            qformer_input_ids,
+            qformer_attention_mask,
+            **asked,
+        )
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        skip_logits = skip_logits and labels is not None and not torch.compiler.is_compiling()
+        kwargs = {**kwargs, **asked}
+        if self.config.is_encoder_decoder:
+            outputs, loss = self._encoder_decoder(
+                embeds, mask, labels, decoder_input_ids, decoder_attention_mask, num_items_in_batch, skip_logits, kwargs
+            )
+        else:
+            outputs, loss = self._decoder_only(
+                embeds, mask, is_image, labels, num_items_in_batch, skip_logits, attention_mask, kwargs
+            )
+        features = features or InstructBLIPImageFeatures()
+        output = InstructBLIPOutput(
+            loss=loss,
+            logits=None if skip_logits else outputs.logits,
+            past_key_values=outputs.get("past_key_values"),
+            encoder_last_hidden_state=outputs.get("encoder_last_hidden_state"),
+            image_features=features.pooler_output,
+            hidden_states=outputs.get("decoder_hidden_states", outputs.get("hidden_states")),
+            attentions=outputs.get("decoder_attentions", outputs.get("attentions")),
+            cross_attentions=outputs.get("cross_attentions"),
+            vision_attentions=features.attentions,
+            qformer_attentions=features.qformer_attentions,
+            qformer_cross_attentions=features.qformer_cross_attentions,
+        )
+        return output if return_dict in (None, True) else output.to_tuple()
+
+    def _decoder_only(self, embeds, mask, is_image, labels, num_items_in_batch, skip_logits, full_mask, kwargs):
+        """Run a decoder-only language model; returns its output and the loss (None without labels)."""
+        if labels is not None:
+            labels = labels.to(embeds.device).masked_fill(is_image, -100)  # a placeholder is never an answer
+        if skip_logits and takes_custom_masks(self.language_model):
+            packed = pack_rows(embeds, mask.to(embeds.device), labels)
+            with logits_at(self.language_model, packed.labels != -100):
+                outputs = self.language_model(
+                    inputs_embeds=packed.inputs_embeds,
+                    attention_mask=packed.attention_mask,
+                    position_ids=packed.position_ids,
+                    **{**kwargs, "use_cache": False},
+                )
+            return outputs, _cross_entropy(outputs.logits, packed.labels[packed.labels != -100], num_items_in_batch)
+        if labels is not None:
+            labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # the label of each position's next token
+            kwargs.setdefault("use_cache", False)
+        if "position_ids" not in kwargs and "position_ids" in inspect.signature(self.language_model.forward).parameters:
+            counted = mask if full_mask is None else full_mask
+            kwargs["position_ids"] = positions_from_mask(counted)[:, -embeds.shape[1] :]
+        with logits_at(self.language_model, labels != -100 if skip_logits else None):
+            outputs = self.language_model(
+                inputs_embeds=embeds, attention_mask=mask if full_mask is None else full_mask, **kwargs
+            )
+        if labels is None:
+            return outputs, None
+        logits = outputs.logits if skip_logits else outputs.logits[labels != -100]
+        return outputs, _cross_entropy(logits, labels[labels != -100], num_items_in_batch)
+
+    def _encoder_decoder(
+        self, embeds, mask, labels, decoder_ids, decoder_mask, num_items_in_batch, skip_logits, kwargs
+    ):
+        """Run an encoder-decoder; returns its output and the loss (None without labels)."""
+        mask, embeds = align(mask.to(embeds.device), "right", embeds)
+        if labels is not None:
+            labels = labels.to(embeds.device)
+            kwargs.setdefault("use_cache", False)
+            if decoder_ids is None and kwargs.get("decoder_inputs_embeds") is None:
+                decoder_ids = self._shift_right(labels)
+        with logits_at(self.language_model, labels != -100 if skip_logits else None):
+            outputs = self.language_model(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                decoder_input_ids=decoder_ids,
+                decoder_attention_mask=decoder_mask,
+                **kwargs,
+            )
+        if labels is None:
+            return outputs, None
+        logits = outputs.logits if skip_logits else outputs.logits[labels != -100]
+        return outputs, _cross_entropy(logits, labels[labels != -100], num_items_in_batch)
+
+    def _shift_right(self, labels: torch.Tensor) -> torch.Tensor:
+        """Decoder inputs for `labels` (rows, target): the start token, then all labels but the last."""
+        config = self.language_model.config
+        start = getattr(config, "decoder_start_token_id", None)
+        start = self.language_model.generation_config.decoder_start_token_id if start is None else start
+        if start is None:
+            raise ValueError("the language model's config has no decoder_start_token_id: set it (0 for T5)")
+        ids = torch.cat([labels.new_full((len(labels), 1), start), labels[:, :-1]], dim=1)
+        return ids.masked_fill(ids == -100, config.pad_token_id or 0)
+
+    # ---- generation and ranking
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **generate_kwargs,
+    ) -> Any:
+        """Generate answers; every further argument is one of transformers' `generate`.
+
+        The settings are the language model's own generation config, then this model's, then `generation_config`, then
+        the arguments. Without `input_ids`, each image is described from the language model's start token.
+
+        Returns:
+            (rows * num_return_sequences, new) ids of *new* tokens only, for both kinds of language model, or
+            transformers' output object with `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: placeholders and images do not match, an argument is missing, or a prompt is too long.
+        """
+        if input_ids is None and inputs_embeds is None:
+            input_ids = self._image_only_prompt(pixel_values, image_embeds, image_index)
+        embeds, mask, _, _ = self._prompt(
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            pixel_values,
+            image_embeds,
+            image_index,
+            qformer_input_ids,
+            qformer_attention_mask,
+        )
+        config = self._effective_generation_config(generation_config)
+        for name in [name for name in generate_kwargs if hasattr(config, name)]:
+            value = generate_kwargs.pop(name)
+            if value is not None:
+                setattr(config, name, value)
+        mask, embeds = align(mask.to(embeds.device), "right" if self.config.is_encoder_decoder else "left", embeds)
+        arguments = {"inputs_embeds": embeds, "attention_mask": mask, "generation_config": config, **generate_kwargs}
+        if self._may_share_prompt(config, generate_kwargs):
+            arguments.update(self._shared_prompt(embeds, mask, config))
+            if self.config.is_encoder_decoder:
+                arguments.pop("inputs_embeds")
+            with shared_prefix(self.language_model):
+                output = self.language_model.generate(**arguments)
+        else:
+            output = self.language_model.generate(**arguments)
+        if not self.config.is_encoder_decoder:
+            return output
+        start = generate_kwargs.get("decoder_input_ids")  # an encoder-decoder returns what its decoder began with
+        begun = 1 if start is None else start.shape[1]
+        if isinstance(output, torch.Tensor):
+            return output[:, begun:]
+        output.sequences = output.sequences[:, begun:]
+        return output
+
+    def _image_only_prompt(self, pixel_values, image_embeds, image_index) -> torch.Tensor:
+        images = image_embeds if pixel_values is None else pixel_values
+        if images is None:
+            raise ValueError("nothing to generate from: pass input_ids, inputs_embeds or images")
+        if image_index is not None and (image_index < 0).any():
+            raise ValueError("input_ids is missing and rows have different numbers of images: pass prompts")
+        rows = len(images) if image_index is None else len(image_index)
+        each = images.shape[1] if images.dim() == 5 else 1 if image_index is None else image_index.shape[1]
+        start = self.config.text_config.bos_token_id
+        ids = [self.config.image_token_id] * self.config.num_query_tokens * each
+        ids += [start] if start is not None and not self.config.is_encoder_decoder else []
+        return torch.tensor([ids] * rows, device=images.device)
+
+    def _effective_generation_config(self, given: GenerationConfig | None) -> GenerationConfig:
+        """The language model's settings, overridden by this model's, overridden by `given`."""
+        config = copy.deepcopy(self.language_model.generation_config)
+        for layer in (self.generation_config, given):
+            if layer is not None:
+                config.update(**{key: value for key, value in layer.to_dict().items() if value is not None})
+        config.is_encoder_decoder = self.config.is_encoder_decoder if hasattr(config, "is_encoder_decoder") else None
+        return config
+
+    def _may_share_prompt(self, config: GenerationConfig, kwargs: dict[str, Any]) -> bool:
+        """Whether several hypotheses per row read one prompt, and nothing asked for needs transformers' own cache."""
+        beams = max(config.num_beams or 1, config.num_return_sequences or 1)
+        plain = self.config.text_config.model_type == "t5" or takes_custom_masks(self.language_model)
+        special = ("past_key_values", "assistant_model", "custom_generate", "encoder_outputs", "decoder_input_ids")
+        return (
+            beams > 1
+            and plain
+            and self.language_model.config._attn_implementation == "sdpa"
+            and config.use_cache is not False
+            and config.cache_implementation is None
+            and not (config.output_attentions or config.output_hidden_states)
+            and not any(kwargs.get(name) is not None for name in special)
+        )
+
+    def _shared_prompt(self, embeds: torch.Tensor, mask: torch.Tensor, config: GenerationConfig) -> dict[str, Any]:
+        """Arguments for transformers' beam search that hold each row's prompt once."""
+        if self.config.is_encoder_decoder:
+            encoded = self.language_model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
+            start = torch.full((len(embeds), 1), config.decoder_start_token_id, device=embeds.device)
+            step = self.language_model(
+                encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=start, use_cache=True
+            )
+            return {"encoder_outputs": encoded, "past_key_values": share_source(step.past_key_values)}
+        # transformers runs the prompt's last token itself, once per beam, to get the first logits.
+        prefill = self.language_model(
+            inputs_embeds=embeds[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions_from_mask(mask[:, :-1]),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return {"past_key_values": share_prompt(prefill.past_key_values)}
+
+    @torch.no_grad()
+    def score_candidates(
+        self,
+        candidates: Sequence[Sequence[Sequence[int]]] | Sequence[Sequence[int]],
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        add_end_token: bool | None = None,
+        length_normalize: bool = False,
+        packed: bool = True,
+    ) -> torch.Tensor:
+        """Log-likelihood of candidate answers, the paper's vocabulary ranking (section 3.1, "Inference methods").
+
+        The image and the prompt are run once per row; candidates that begin alike share their beginning.
+
+        Args:
+            candidates: per row, a list of token-id lists without end token (`processor.encode_answers`); or one list of
+                token-id lists for all rows.
+            add_end_token: score the end token too. Default: for an encoder-decoder only, as LAVIS does.
+            length_normalize: divide each sum by its number of scored tokens. LAVIS does not.
+            packed: False runs one whole forward per candidate; the slow way that the fast one is tested against, and
+                what language models without plain attention get.
+            The other arguments are those of `forward`.
+
+        Returns:
+            (rows, most candidates of a row) log p(candidate | image, prompt) in nats, -inf after a row's last candidate.
+
+        Raises:
+            ValueError: an empty candidate, no candidates for a row, or a wrong number of lists.
+        """
+        prompt = dict(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_embeds=image_embeds,
+            image_index=image_index,
+            qformer_input_ids=qformer_input_ids,
+            qformer_attention_mask=qformer_attention_mask,
+        )
+        rows = len(input_ids if input_ids is not None else inputs_embeds)
+        end = self.config.is_encoder_decoder if add_end_token is None else add_end_token
+        per_row = _candidates_per_row(candidates, rows, [self._end_token_id()] if end else [])
+        fast = self.config.text_config.model_type == "t5" or takes_custom_masks(self.language_model)
+        score: Callable = score_candidates_packed if packed and fast else score_candidates_naively
+        scores = score(self, per_row, **prompt)
+        if length_normalize:
+            scores = [
+                row / row.new_tensor([len(ids) for ids in ids_of_row]) for row, ids_of_row in zip(scores, per_row)
+            ]
+        return nn.utils.rnn.pad_sequence(scores, batch_first=True, padding_value=float("-inf"))
+
+    def _end_token_id(self) -> int:
+        end = self._effective_generation_config(None).eos_token_id
+        end = self.config.text_config.eos_token_id if end is None else end
+        if end is None:
+            raise ValueError("add_end_token needs an end token: set generation_config.eos_token_id")
+        return end[0] if isinstance(end, (list, tuple)) else end
+
+
+def _is_eva(tower: nn.Module) -> bool:
+    return isinstance(tower, InstructBLIPVisionModel)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _resizes_itself(tower: nn.Module) -> bool:
+    return tower.config.model_type.startswith("dinov2")  # interpolates its positions whatever the size
+
+
+def _cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+) -> torch.Tensor:
+    """Sum over (supervised, vocabulary) logits divided by `num_items_in_batch`, or their mean; 0 where there are none."""
+    total = nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
+    items = max(targets.numel(), 1) if num_items_in_batch is None else num_items_in_batch
+    return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
+
+
+def _uses(
+    image_index: torch.Tensor | None, num_images: int, qformer_input_ids: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Row and image of each use, in reading order; (None, None) when row i shows image i."""
+    if image_index is None:
+        if qformer_input_ids is not None and len(qformer_input_ids) != num_images:
+            raise ValueError(
+                f"{num_images} images for {len(qformer_input_ids)} instructions: pass image_index to say which row "
+                "shows which image"
+            )
+        return None, None
+    if qformer_input_ids is not None and len(qformer_input_ids) != len(image_index):
+        raise ValueError(f"image_index has {len(image_index)} rows for {len(qformer_input_ids)} instructions")
+    if image_index.numel() and int(image_index.max()) >= num_images:
+        row = int((image_index >= num_images).any(dim=1).nonzero()[0])
+        raise ValueError(f"sample {row} shows image {int(image_index[row].max())}, but there are {num_images} images")
+    used = image_index >= 0
+    return used.nonzero()[:, 0], image_index[used]
+
+
+def _check_placeholders(
+    is_image: torch.Tensor, features: torch.Tensor | None, image_index: torch.Tensor | None, num_query_tokens: int
+) -> None:
+    """Every row has as many placeholders as its images have query outputs."""
+    found = is_image.sum(dim=1)
+    if features is None:
+        expected = torch.zeros_like(found)
+    elif image_index is None:
+        expected = torch.full_like(found, num_query_tokens)
+    else:
+        expected = (image_index >= 0).sum(dim=1).to(found.device) * num_query_tokens
+    if len(found) != len(expected):
+        raise ValueError(f"image_index has {len(expected)} rows for {len(found)} prompts")
+    if features is not None and image_index is None and len(features) != len(found):
+        raise ValueError(f"{len(features)} images for {len(found)} prompts: pass image_index")
+    if not torch.equal(found, expected):
+        row = int((found != expected).nonzero()[0])
+        raise ValueError(
+            f"sample {row} has {int(found[row])} image placeholders and its images need {int(expected[row])}: "
+            f"put {num_query_tokens} placeholder tokens per image into its prompt (the processor does)"
+        )
+
+
+def _candidates_per_row(candidates: Sequence, rows: int, suffix: list[int]) -> list[list[tuple[int, ...]]]:
+    """Candidates as tuples with the end token, one list a row."""
+    shared = len(candidates) > 0 and len(candidates[0]) > 0 and not isinstance(candidates[0][0], (list, tuple))
+    lists = [candidates] * rows if shared else list(candidates)
+    if len(lists) != rows:
+        raise ValueError(f"{len(lists)} candidate lists for {rows} prompts: pass one list per prompt, or one for all")
+    cleaned: list[list[tuple[int, ...]]] = []
+    for row, row_candidates in enumerate(lists):
+        if shared and row:
+            cleaned.append(cleaned[0])
+            continue
+        if not row_candidates:
+            raise ValueError(f"sample {row} has no candidates")
+        for number, ids in enumerate(row_candidates):
+            if len(ids) == 0:
+                raise ValueError(f"candidate {number} of sample {row} has no tokens")
+        cleaned.append([tuple(int(token) for token in ids) + tuple(suffix) for ids in row_candidates])
+    return cleaned

@@ -1,0 +1,281 @@
+"""The instruction-aware Q-Former (paper, section 2.2).
+
+Learned query tokens and the instruction's tokens share the self-attention of a BERT; in every second layer the queries
+alone also attend to the image. Two feed-forward networks per layer, one for queries and one for text. Only the query
+outputs leave the model, so the last layer has no text feed-forward, and an image's keys and values are computed once
+however many instructions ask about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_instruct_blip import InstructBLIPQFormerConfig
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that also returns its weights (batch, heads, queries, keys), for `output_attentions=True`."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class InstructBLIPQFormerSelfOutput(nn.Module):
+    def __init__(self, in_features: int, config: InstructBLIPQFormerConfig):
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
+
+
+class InstructBLIPQFormerMultiHeadAttention(nn.Module):
+    def __init__(self, config: InstructBLIPQFormerConfig, key_size: int):
+        super().__init__()
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"Q-Former hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
+                f"{config.num_attention_heads}"
+            )
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(key_size, config.hidden_size)
+        self.value = nn.Linear(key_size, config.hidden_size)
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, length, head_dim)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        key_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        key_index: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend from `hidden` (batch, length, hidden) to `key_states` (images or batch, keys, key_size).
+
+        With `key_index` (batch,), row i attends to the keys of `key_states[key_index[i]]`: they are projected once each.
+        """
+        query = self.split_heads(self.query(hidden))
+        key, value = self.split_heads(self.key(key_states)), self.split_heads(self.value(key_states))
+        if key_index is not None:
+            key, value = key[key_index], value[key_index]
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return output.flatten(2), weights
+
+
+class InstructBLIPQFormerAttention(nn.Module):
+    def __init__(self, config: InstructBLIPQFormerConfig, key_size: int):
+        super().__init__()
+        self.attention = InstructBLIPQFormerMultiHeadAttention(config, key_size)
+        self.output = InstructBLIPQFormerSelfOutput(config.hidden_size, config)
+
+    def forward(self, hidden: torch.Tensor, key_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        attended, _ = self.attention(hidden, key_states, **kwargs)
+        return self.output(attended, hidden)
+
+
+class InstructBLIPQFormerIntermediate(nn.Module):
+    def __init__(self, config: InstructBLIPQFormerConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.dense(hidden))
+
+
+class InstructBLIPQFormerLayer(GradientCheckpointingLayer):
+    def __init__(self, config: InstructBLIPQFormerConfig, layer_index: int):
+        super().__init__()
+        self.attention = InstructBLIPQFormerAttention(config, config.hidden_size)
+        if layer_index % config.cross_attention_frequency == 0:
+            self.crossattention = InstructBLIPQFormerAttention(config, config.encoder_hidden_size)
+        self.has_cross_attention = layer_index % config.cross_attention_frequency == 0
+        # Kept in the last layer too, so that the official state dict fits; it is not run there.
+        self.intermediate = InstructBLIPQFormerIntermediate(config)
+        self.output = InstructBLIPQFormerSelfOutput(config.intermediate_size, config)
+        self.intermediate_query = InstructBLIPQFormerIntermediate(config)
+        self.output_query = InstructBLIPQFormerSelfOutput(config.intermediate_size, config)
+        self.is_last = layer_index == config.num_hidden_layers - 1
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        image_embeds: torch.Tensor,
+        num_queries: int,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        # The last layer's text outputs are read by nobody, so only the queries attend there.
+        attending = hidden[:, :num_queries] if self.is_last else hidden
+        if self.is_last and attention_mask is not None:
+            attention_mask = attention_mask[:, :, :num_queries] if attention_mask.dim() == 4 else attention_mask
+        attended = self.attention(attending, hidden, attention_mask=attention_mask, **kwargs)
+        queries, text = attended[:, :num_queries], attended[:, num_queries:]
+        if self.has_cross_attention:
+            queries = self.crossattention(queries, image_embeds, key_index=image_index, **kwargs)
+        queries = self.output_query(self.intermediate_query(queries), queries)
+        if text.shape[1] == 0:
+            return queries
+        return torch.cat([queries, self.output(self.intermediate(text), text)], dim=1)
+
+
+class InstructBLIPQFormerEmbeddings(nn.Module):
+    def __init__(self, config: InstructBLIPQFormerConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, query_embeds: torch.Tensor, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        embeddings = query_embeds
+        if input_ids is not None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            # Positions count real tokens, so that padding on either side changes nothing.
+            positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+            text = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+            embeddings = torch.cat([query_embeds.to(text.dtype), text], dim=1)
+        return self.dropout(self.layernorm(embeddings.to(self.layernorm.weight.dtype)))
+
+
+class InstructBLIPQFormerEncoder(nn.Module):
+    def __init__(self, config: InstructBLIPQFormerConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(
+            [InstructBLIPQFormerLayer(config, index) for index in range(config.num_hidden_layers)]
+        )
+        self.gradient_checkpointing = False
+
+
+class InstructBLIPQFormerModel(PreTrainedModel):
+    """Queries and an instruction in, query outputs out: (uses, queries, hidden)."""
+
+    config: InstructBLIPQFormerConfig
+    config_class = InstructBLIPQFormerConfig
+    base_model_prefix = "qformer"
+    main_input_name = "query_embeds"
+    supports_gradient_checkpointing = True
+    _supports_attention_backend = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _no_split_modules = ["InstructBLIPQFormerLayer", "InstructBLIPQFormerEmbeddings"]
+    _can_record_outputs = {
+        "hidden_states": InstructBLIPQFormerLayer,
+        "attentions": [OutputRecorder(InstructBLIPQFormerMultiHeadAttention, index=1, layer_name=".attention")],
+        "cross_attentions": [
+            OutputRecorder(InstructBLIPQFormerMultiHeadAttention, index=1, layer_name=".crossattention")
+        ],
+    }
+
+    def __init__(self, config: InstructBLIPQFormerConfig):
+        super().__init__(config)
+        self.embeddings = InstructBLIPQFormerEmbeddings(config)
+        self.encoder = InstructBLIPQFormerEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        query_embeds: torch.Tensor,
+        image_embeds: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithCrossAttentions:
+        """Let the queries read images under instructions.
+
+        Args:
+            query_embeds: (uses, queries, hidden) learned query tokens, one copy per use of an image.
+            image_embeds: (images, patches, encoder_hidden) features of the unique images.
+            input_ids: (uses, length) instruction tokens; None for a Q-Former without text (BLIP-2).
+            attention_mask: (uses, length) 1 for real instruction tokens.
+            image_index: (uses,) the image each use reads; None when use i reads image i.
+
+        Returns:
+            `last_hidden_state` (uses, queries, hidden); hidden states and attentions when asked for.
+
+        Raises:
+            ValueError: the instruction is longer than the position table.
+        """
+        uses, num_queries = query_embeds.shape[:2]
+        if input_ids is not None:
+            if input_ids.shape[1] > self.config.max_position_embeddings:
+                raise ValueError(
+                    f"Q-Former instruction of {input_ids.shape[1]} tokens is longer than its "
+                    f"{self.config.max_position_embeddings} positions: truncate it (the processor's qformer_max_length)"
+                )
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+        hidden = self.embeddings(query_embeds, input_ids, attention_mask)
+        mask = None
+        if attention_mask is not None and input_ids is not None:
+            query_mask = attention_mask.new_ones(uses, num_queries)
+            mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=hidden,
+                attention_mask=torch.cat([query_mask, attention_mask], dim=1),
+            )
+        for layer in self.encoder.layer:
+            hidden = layer(hidden, image_embeds, num_queries, attention_mask=mask, image_index=image_index, **kwargs)
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden)

@@ -1,0 +1,102 @@
+"""Rows without padding: which language models allow it, and how rows are laid out for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+# Decoders whose attention is plain (causal, full, no bias of its own) and goes through transformers' attention
+# interface, so that masks, positions and caches of ours reach it. tests/modeling/test_language_models.py runs each.
+PLAIN_DECODERS = frozenset({"gpt2", "llama", "mistral", "opt", "qwen2", "qwen3"})
+
+
+def takes_custom_masks(language_model: nn.Module) -> bool:
+    """Whether rows may be packed, tries scored and prompts shared by beams with this decoder-only language model."""
+    config = language_model.config
+    return (
+        config.model_type in PLAIN_DECODERS
+        and config._attn_implementation in ("sdpa", "eager")
+        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and getattr(config, "sliding_window", None) is None
+    )
+
+
+def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where `allowed` and the dtype's minimum elsewhere, which both SDPA and eager attention add to their scores."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position of each real token among the real tokens of its row, (rows, seq); padding gets 0 or its predecessor's."""
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def align(attention_mask: torch.Tensor, side: str, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Move all padding of every row to one side, keeping the order of the real columns.
+
+    Args:
+        attention_mask: (rows, seq), any pattern of padding, also inside a row.
+        side: "left" or "right", where the padding goes.
+        tensors: each (rows, seq, ...), reordered alike.
+
+    Returns:
+        The mask and the tensors, in the order given.
+    """
+    real = attention_mask.bool()
+    order = torch.argsort((real if side == "left" else ~real).int(), dim=1, stable=True)
+    aligned = [attention_mask.gather(1, order)]
+    for tensor in tensors:
+        index = order.view(*order.shape, *[1] * (tensor.dim() - 2)).expand_as(tensor)
+        aligned.append(tensor.gather(1, index))
+    return tuple(aligned)
+
+
+@dataclass
+class PackedRows:
+    """All real tokens of a batch in one row.
+
+    Attributes:
+        inputs_embeds: (1, tokens, hidden).
+        attention_mask: (1, 1, tokens, tokens) additive; a token sees its own row up to itself.
+        position_ids: (1, tokens), starting again at 0 with each row.
+        labels: (1, tokens), the label of each token's *next* token in its row, -100 where there is none.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+
+
+def pack_rows(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> PackedRows:
+    """Drop the padding of (rows, seq) inputs; `labels` (rows, seq) are aligned with the inputs."""
+    real = attention_mask.bool()
+    positions = positions_from_mask(attention_mask)[real]
+    # Labels move one token forward inside the packed row; a row's first token is nobody's next token.
+    packed = labels[real].masked_fill(positions == 0, -100)
+    packed = torch.cat([packed[1:], packed.new_full((1,), -100)])
+    row = real.nonzero()[:, 0]
+    allowed = (row[:, None] == row[None, :]).tril()
+    mask = additive_mask(allowed[None, None], inputs_embeds.dtype)
+    return PackedRows(inputs_embeds[real][None], mask, positions[None], packed[None])
+
+
+@contextmanager
+def logits_at(language_model: nn.Module, keep: torch.Tensor | None) -> Iterator[None]:
+    """Inside, the head sees only the positions where `keep` (rows, seq) is True: logits are (kept, vocabulary).
+
+    A hook, because it is the one way that works for every language model and keeps what the model does to its logits.
+    """
+    if keep is None:
+        yield
+        return
+    head = language_model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][keep],))
+    try:
+        yield
+    finally:
+        hook.remove()
