@@ -1,0 +1,1 @@
+"""Training: the trainer that tunes the bridge, and its arguments."""
