@@ -1,0 +1,120 @@
+"""Open images that may be damaged or hostile, and say which one was."""
+
+import base64
+import binascii
+import os
+import warnings
+from collections.abc import Hashable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps
+from transformers.image_utils import load_image
+
+
+# Raster formats only: PIL would hand EPS to Ghostscript and plot WMF through the system.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+
+
+def is_image_source(value: Any) -> bool:
+    """Whether `value` is one image: a PIL image, an array, a path, a URL, base64, bytes or `{"bytes", "path"}`."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim in (2, 3)
+    if isinstance(value, dict):
+        return "bytes" in value or "path" in value
+    return isinstance(value, (Image.Image, str, bytes, os.PathLike))
+
+
+def image_key(source: Any) -> Hashable:
+    """What tells two images apart without opening them: the same path, bytes or object is the same image.
+
+    The path in `{"bytes": ..., "path": ...}` does not count when there are bytes: archives repeat file names.
+    """
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source["path"]
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    return source if isinstance(source, (str, bytes)) else (type(source).__name__, id(source))
+
+
+def open_image(source: Any, name: str) -> Any:
+    """Decode an image.
+
+    Args:
+        source: see `is_image_source`. Arrays are handed on as they are.
+        name: what an error calls the image, such as `"image 0 of sample 3"`.
+
+    Returns:
+        An RGB PIL image, upright by its EXIF tag when it came from a file; a PIL image or array as it was given.
+
+    Raises:
+        ValueError: the image is missing, damaged, of no known format, or has more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return source
+    described = _describe(source, name)
+    try:
+        if isinstance(source, Image.Image):
+            _refuse_bomb(source)
+            source.load()  # a lazily opened file may be damaged: find out while its name is known
+            return source
+        if isinstance(source, str) and source.startswith(("http://", "https://")):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                return load_image(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _refuse_bomb makes it an error
+            image = Image.open(_file(source), formats=_known_formats())
+        _refuse_bomb(image)
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise ValueError(f"{described} does not exist") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{described} is too large to be decoded safely: {error}") from error
+    except Exception as error:  # decoders raise anything on damaged data; nothing is swallowed here
+        reason = "is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be read: {error}"
+        raise ValueError(f"{described} {reason}") from error
+
+
+def _describe(source: Any, name: str) -> str:
+    if isinstance(source, dict):
+        source = source.get("path")
+    if isinstance(source, Image.Image):
+        source = getattr(source, "filename", None)
+    if isinstance(source, (str, os.PathLike)) and source:
+        path = os.fspath(source)
+        return f"{name} ({path if len(path) <= 200 else path[:200] + '...'})"
+    return name
+
+
+def _file(source: str | bytes | os.PathLike | dict) -> str | BytesIO:
+    """A path or a stream for PIL; strings that are no file may be base64, as chat messages allow."""
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source["path"]
+    if isinstance(source, bytes):
+        return BytesIO(source)
+    source = os.fspath(source)
+    if source.startswith("data:"):
+        return BytesIO(base64.b64decode(source.partition(",")[2]))
+    if len(source) > 200 and not os.path.isfile(source):
+        try:
+            return BytesIO(base64.b64decode(source, validate=True))
+        except binascii.Error as error:
+            raise FileNotFoundError(source) from error
+    return source
+
+
+def _known_formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _refuse_bomb(image: Image.Image) -> None:
+    """Size is read from the header, so nothing has been decoded yet."""
+    limit = Image.MAX_IMAGE_PIXELS
+    pixels = image.width * image.height
+    if isinstance(image, ImageFile.ImageFile) and limit is not None and pixels > limit:
+        raise Image.DecompressionBombError(f"{pixels} pixels exceed PIL.Image.MAX_IMAGE_PIXELS = {limit}")

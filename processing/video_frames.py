@@ -1,0 +1,121 @@
+"""Pick a few frames of a video; each then is one image of its prompt."""
+
+import os
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def frame_indices(total: int, num_frames: int) -> list[int]:
+    """Uniformly spaced frame numbers: frame i of n is number floor(i * total / n).
+
+    This is the paper's uniform sampling (LAVIS: `arange(0, total, total / n)`): the clip is cut into n equal parts and
+    the first frame of each is taken. A clip of fewer than n frames gives all of them, once.
+    """
+    count = min(total, num_frames)
+    return [index * total // count for index in range(count)]
+
+
+def is_video_source(value: Any) -> bool:
+    """Whether `value` is one video: a path, bytes, a (frames, ...) array, or a list of PIL images or arrays."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim == 4
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(_is_frame(frame) for frame in value)
+    return isinstance(value, (str, bytes, os.PathLike))
+
+
+def read_frames(video: Any, num_frames: int | None, name: str) -> list[Any]:
+    """The frames that stand for a video.
+
+    Args:
+        video: see `is_video_source`.
+        num_frames: how many to pick, by `frame_indices`; None keeps every frame.
+        name: what an error calls the video, such as `"video 0 of sample 3"`.
+
+    Returns:
+        Images in time order: RGB PIL images of a file, or entries of the array or list.
+
+    Raises:
+        ImportError: the video is a file and PyAV is not installed.
+        ValueError: the video holds no frames, cannot be decoded, or its frames exceed PIL's pixel limit.
+    """
+    if isinstance(video, (str, bytes, os.PathLike)):
+        return _decode(video, num_frames, name)
+    frames = list(video)
+    if not frames:
+        raise ValueError(f"{name} has no frames")
+    if num_frames is None:
+        return frames
+    return [frames[index] for index in frame_indices(len(frames), num_frames)]
+
+
+def _is_frame(value: Any) -> bool:
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim in (2, 3)
+    return isinstance(value, Image.Image)
+
+
+def _decode(source: str | bytes | os.PathLike, num_frames: int | None, name: str) -> list[Image.Image]:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("Reading video files needs PyAV: pip install av") from error
+
+    described = name if isinstance(source, bytes) else f"{name} ({os.fspath(source)})"
+    if not isinstance(source, bytes) and not os.path.isfile(source):
+        raise ValueError(f"{described} does not exist")
+    try:
+        total = _declared_frames(av, source)
+        found, frames = _pick(av, source, total, num_frames)
+        if found != total:  # the header lied, or some packets hold no picture
+            found, frames = _pick(av, source, found, num_frames)
+    except (av.FFmpegError, Image.DecompressionBombError, LookupError) as error:
+        raise ValueError(f"{described} cannot be read: {error}") from error
+    if not frames:
+        raise ValueError(f"{described} has no frames")
+    return frames
+
+
+def _open(av: Any, source: str | bytes | os.PathLike) -> Any:
+    return av.open(BytesIO(source) if isinstance(source, bytes) else os.fspath(source), metadata_errors="ignore")
+
+
+def _video_stream(container: Any) -> Any:
+    """The stream that a player would show; cover pictures and second angles are passed over."""
+    stream = container.streams.best("video")
+    if stream is None:
+        raise LookupError("it has no video stream")
+    size = stream.codec_context
+    if Image.MAX_IMAGE_PIXELS is not None and size.width * size.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(
+            f"frames of {size.width} x {size.height} pixels exceed PIL.Image.MAX_IMAGE_PIXELS"
+        )
+    return stream
+
+
+def _declared_frames(av: Any, source: str | bytes | os.PathLike) -> int:
+    with _open(av, source) as container:
+        stream = _video_stream(container)
+        if stream.frames:
+            return stream.frames
+        return sum(1 for packet in container.demux(stream) if packet.size)  # Matroska does not declare a count
+
+
+def _pick(
+    av: Any, source: str | bytes | os.PathLike, total: int, num_frames: int | None
+) -> tuple[int, list[Image.Image]]:
+    """Decode once: (frames that there are, those that were asked for if there are `total`)."""
+    wanted = set(range(total) if num_frames is None else frame_indices(total, num_frames)) if total else set()
+    found, frames = 0, []
+    with _open(av, source) as container:
+        stream = _video_stream(container)
+        stream.thread_type = "AUTO"
+        for frame in container.decode(stream):
+            if found in wanted:
+                frames.append(frame.to_image())
+            found += 1
+    return found, frames
