@@ -1,0 +1,61 @@
+"""`instructblip-eval`: lm-eval's command line with our model class and tasks.
+
+    instructblip-eval --model_args pretrained=Salesforce/instructblip-flan-t5-xl,dtype=bfloat16 \\
+        --tasks instructblip_vqa_rad,instructblip_vqa_rad_ranked --metadata data_root=/data --batch_size 16
+
+Every option, and `instructblip-eval ls tasks`, is lm-eval's; `--model` is `instructblip` unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import Namespace
+
+from instructblip.eval_tasks import TASK_FOLDER
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run lm-eval's command line.
+
+    Args:
+        argv: arguments without the program's name. Default: those of the process.
+    """
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.utils import setup_logging
+
+    import instructblip.eval_tasks.lm_eval_model  # noqa: F401  registers `instructblip`
+
+    setup_logging()
+    logging.getLogger("lm_eval.evaluator").addFilter(_not_about_chat_templates)
+    program = sys.argv
+    sys.argv = ["instructblip-eval", *(sys.argv[1:] if argv is None else argv)]  # lm-eval reads it, and adds `run`
+    try:
+        command_line = HarnessCLI()
+        command_line.execute(with_our_tasks(command_line.parse_args()))
+    finally:
+        sys.argv = program
+
+
+def with_our_tasks(arguments: Namespace) -> Namespace:
+    """Add our task folder, before the user's own, and our model class where none is named."""
+    if arguments.command not in ("run", "ls", "list", "validate"):
+        return arguments
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    file = getattr(arguments, "config", None)
+    settings = EvaluatorConfig.load_yaml_config(file) if file else {}
+    theirs = arguments.include_path or settings.get("include_path") or []
+    arguments.include_path = [str(TASK_FOLDER), *([theirs] if isinstance(theirs, str) else theirs)]
+    if arguments.command == "run" and arguments.model is None and "model" not in settings:
+        arguments.model = "instructblip"
+    return arguments
+
+
+def _not_about_chat_templates(record: logging.LogRecord) -> bool:
+    """lm-eval takes "inst" in "instructblip" for a chat model and advises a chat template, which ours do not use."""
+    return "chat template is not applied" not in record.getMessage()
+
+
+if __name__ == "__main__":
+    main()

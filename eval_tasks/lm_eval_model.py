@@ -1,0 +1,343 @@
+"""The lm-eval model class `instructblip`: pictures by reference, batched generation, candidate ranking."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import lm_eval.models  # noqa: F401  first: lm-eval registers its own models only while the registry is empty
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from PIL import Image
+from tqdm import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+import instructblip  # noqa: F401  registers the Auto classes
+from instructblip.eval_tasks.images import read_image
+from instructblip.processing.image_loading import image_key
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NEW_TOKENS = 256  # of lm-eval and of LAVIS
+
+
+class CandidateList(Sequence):
+    """Candidate answers that many documents share.
+
+    No list, so that lm-eval, which copies and writes out the arguments of every logged request, writes one line for it.
+    """
+
+    def __init__(self, candidates: Sequence[str]) -> None:
+        self._candidates = tuple(candidates)
+        self._digest = hashlib.sha256("\0".join(self._candidates).encode()).hexdigest()[:16]
+
+    def __getitem__(self, index):
+        return self._candidates[index]
+
+    def __len__(self) -> int:
+        return len(self._candidates)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CandidateList) and self._candidates == other._candidates
+
+    def __hash__(self) -> int:
+        return hash(self._candidates)
+
+    def __repr__(self) -> str:
+        return f"CandidateList({len(self)} candidates, sha256 {self._digest})"
+
+
+class Prompt:
+    """What the model sees of a document: a text and references to its pictures."""
+
+    def __init__(self, text: str, visual: Any) -> None:
+        self.text = text
+        if visual is None or visual == "":
+            visual = []
+        self.references = list(visual) if isinstance(visual, (list, tuple)) else [visual]
+        self.image_keys: tuple[Hashable, ...] = tuple(image_key(reference) for reference in self.references)
+
+
+@register_model("instructblip")
+class InstructBLIPEvalModel(LM):
+    """Evaluate an InstructBLIP checkpoint, or a model in memory, with lm-eval.
+
+    What a document gets does not depend on batch size, order or the other documents, rounding apart. Several processes
+    (`accelerate launch`, `torchrun`) each hold the model and take every n-th document.
+
+    Args:
+        pretrained: folder or Hub id of a full or bridge-only release; or a model, which stays on its device.
+        processor: folder or Hub id; or a processor. Default: that of `pretrained`.
+        revision: branch, tag or commit of `pretrained` (and of the processor that comes with it).
+        dtype: "auto" (as saved), "float32", "bfloat16", ...
+        device: default the process's GPU, else the CPU.
+        device_map: spread one model over several GPUs, as in transformers; instead of `device`.
+        batch_size: documents per batch.
+        max_batch_size: lm-eval passes it; unused, as batch sizes are not searched for.
+        trust_remote_code: load modelling code from the release.
+        max_length: most text tokens of a prompt, longer ones lose their beginning. Default: no limit.
+        add_end_token: score a candidate's end token. Default: encoder-decoders only, as in LAVIS.
+        length_normalize: divide a candidate's log-likelihood by its number of tokens. LAVIS does not.
+
+    Raises:
+        ValueError: `batch_size` is not a positive number.
+        TypeError: a model was passed without its processor.
+    """
+
+    MULTIMODAL = True
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel,
+        processor: str | ProcessorMixin | None = None,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | None = None,
+        device_map: str | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        trust_remote_code: bool = False,
+        max_length: int | None = None,
+        add_end_token: bool | None = None,
+        length_normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise ValueError(f"batch_size {batch_size!r}: pass a positive number of documents")
+        self.batch_size = int(batch_size)
+        self.max_length = max_length
+        self.add_end_token = add_end_token
+        self.length_normalize = length_normalize
+        self.revision = revision
+        self._join_processes(device)
+        hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+        if isinstance(pretrained, str):
+            self.model = AutoModelForImageTextToText.from_pretrained(
+                pretrained, dtype=dtype, device_map=device_map, **hub
+            )
+            if device_map is None:
+                self.model.to(self._device)
+        else:
+            self.model = pretrained
+        self._device = self.model.device
+        if processor is None:
+            if not isinstance(pretrained, str):
+                raise TypeError("a model in memory needs its processor: pass processor=")
+            processor = pretrained
+        elif isinstance(processor, str):
+            hub["revision"] = None  # `revision` is a commit of `pretrained`
+        self.processor = AutoProcessor.from_pretrained(processor, **hub) if isinstance(processor, str) else processor
+        self.model.eval()
+        self._decoded: dict[Hashable, Image.Image] = {}
+
+    def _join_processes(self, device: str | None) -> None:
+        """Find this process's place among the others, and its device."""
+        from accelerate import PartialState
+
+        wanted = torch.device(device) if device else None
+        if wanted is not None and wanted.type == "cuda" and not torch.cuda.is_available():
+            logger.warning("no GPU for device=%s: running on the CPU", device)  # lm-eval's own default is cuda:0
+            wanted = torch.device("cpu")
+        state = PartialState(cpu=True) if wanted is not None and wanted.type == "cpu" else PartialState()
+        self._rank, self._world_size = state.process_index, state.num_processes
+        self._device = state.device if wanted is None or self._world_size > 1 else wanted
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> InstructBLIPEvalModel:
+        """As lm-eval's, but a model in memory is refused: lm-eval would copy it into every task's metadata."""
+        if not isinstance(arg_dict.get("pretrained", ""), str):
+            raise TypeError("model_args holds a model: pass model=InstructBLIPEvalModel(model, processor) instead")
+        return super().create_from_arg_obj(arg_dict, additional_config)
+
+    # What lm-eval asks for
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Generate an answer per request; it ends before the first of the request's `until` strings.
+
+        Settings are those of transformers' `generate`. A setting that differs between the two kinds of language model
+        is a mapping with the keys `encoder_decoder` and `decoder_only`.
+        """
+        answers: list[str] = [""] * len(requests)
+        by_settings: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        progress = self._progress(len(requests), "generating")
+        for settings, numbers in by_settings.items():
+            kwargs, until = self._generation_settings(json.loads(settings))
+            prompts = [self._prompt(requests[number]) for number in numbers]
+            for batch in self._batches(prompts):
+                for place, answer in zip(batch, self._generate([prompts[i] for i in batch], kwargs), strict=True):
+                    request = requests[numbers[place]]
+                    answers[numbers[place]] = cut_before(answer, until).strip()
+                    self.cache_hook.add_partial("generate_until", request.args, answers[numbers[place]])
+                progress.update(len(batch))
+        progress.close()
+        return answers
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Score continuations. Those with the same prompt and pictures, the choices of a document, are scored together.
+
+        The blank that lm-eval puts before a continuation is dropped: the processor marks the start of a word itself.
+        The second value, whether greedy decoding would give the continuation, is not computed and always False: it
+        would cost a generation per document, and ranking does not ask for it.
+        """
+        groups: dict[Hashable, list[int]] = {}
+        prompts = [self._prompt(request) for request in requests]
+        for number, prompt in enumerate(prompts):
+            groups.setdefault((prompt.text, prompt.image_keys), []).append(number)
+        if any(len(numbers) == 1 for numbers in groups.values()):
+            logger.warning("prompts with one continuation: `is_greedy` is always False, so do not score by it")
+        members = list(groups.values())
+        candidates = [list({requests[i].args[1].strip(): None for i in numbers}) for numbers in members]
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for group, scores in self._rank([prompts[numbers[0]] for numbers in members], candidates):
+            score_of = dict(zip(candidates[group], scores.tolist(), strict=True))
+            for number in members[group]:
+                results[number] = (score_of[requests[number].args[1].strip()], False)
+                self.cache_hook.add_partial("loglikelihood", requests[number].args, results[number])
+        return results
+
+    def rank_candidates(self, requests: list[Instance]) -> list[np.ndarray]:
+        """Score a document's candidate answers, one request per document.
+
+        Args:
+            requests: their `args` are (prompt, candidates, {"visual": references}).
+
+        Returns:
+            Per request the log-likelihoods, float32, in the order of its candidates.
+        """
+        prompts = [self._prompt(request) for request in requests]
+        results: list[np.ndarray] = [np.empty(0)] * len(requests)
+        for number, scores in self._rank(prompts, [request.args[1] for request in requests]):
+            results[number] = scores
+        return results
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise NotImplementedError(
+            "InstructBLIP answers instructions about pictures; perplexity of running text is not offered. Evaluate the "
+            "language model alone, with lm-eval's `hf`, for that"
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes into the results beside its own settings."""
+        config = self.model.config
+        return {
+            "model_name": config._name_or_path,
+            "model_revision": self.revision,
+            "model_sha": getattr(config, "_commit_hash", None),
+            "model_num_parameters": self.model.num_parameters(),
+            "model_dtype": str(self.model.dtype),
+            "encoder_decoder": bool(config.is_encoder_decoder),
+            "add_end_token": config.is_encoder_decoder if self.add_end_token is None else self.add_end_token,
+            "length_normalize": self.length_normalize,
+        }
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        from accelerate.utils import gather
+
+        return gather(tensor)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        if self.world_size == 1:
+            return [obj]
+        gathered = [None] * self.world_size if self.rank == dst else None
+        torch.distributed.gather_object(obj, gathered, dst=dst)
+        return gathered
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    # Batches
+
+    @staticmethod
+    def _prompt(request: Instance) -> Prompt:
+        visual = request.args[2].get("visual") if len(request.args) > 2 else None
+        return Prompt(request.args[0], visual)
+
+    def _progress(self, total: int, doing: str) -> tqdm:
+        return tqdm(total=total, desc=doing, unit="document", disable=self.rank != 0)
+
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
+        """Cut prompts into batches: those about one picture together, the longest first (memory is short at once)."""
+        groups: dict[Hashable, list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            groups.setdefault(prompt.image_keys, []).append(number)
+        longest = sorted(groups.values(), key=lambda numbers: -max(len(prompts[i].text) for i in numbers))
+        order = [number for numbers in longest for number in numbers]
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
+        self._decoded = {}
+
+    def _inputs(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+        """Model inputs of a batch. Each picture is decoded once, or not at all if the batch before had it."""
+        decoded: dict[Hashable, Image.Image] = {}
+        for prompt in prompts:
+            for key, reference in zip(prompt.image_keys, prompt.references, strict=True):
+                if key not in decoded:
+                    decoded[key] = self._decoded.get(key) or read_image(reference)
+        self._decoded = decoded
+        images = [[decoded[key] for key in prompt.image_keys] or None for prompt in prompts]
+        inputs = self.processor(
+            images=images if decoded else None,
+            text=[prompt.text for prompt in prompts],
+            max_length=self.max_length,
+            padding=True,
+            return_tensors="pt",
+        )
+        return inputs.to(self.device, dtype=self.model.dtype)
+
+    def _generate(self, prompts: Sequence[Prompt], settings: dict[str, Any]) -> list[str]:
+        with torch.inference_mode():
+            tokens = self.model.generate(**self._inputs(prompts), **settings)
+        return self.processor.batch_decode(tokens, skip_special_tokens=True)
+
+    def _rank(self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Score candidates in batches of prompts; yields the number of a prompt and its candidates' log-likelihoods."""
+        ids_of: dict[str, list[int]] = {}  # a vocabulary comes with every document: tokenize it once
+        progress = self._progress(len(prompts), "ranking")
+        for batch in self._batches(prompts):
+            new = {text: None for i in batch for text in candidates[i] if text not in ids_of}
+            if new:
+                ids_of.update(zip(new, self.processor.encode_answers(list(new)), strict=True))
+            scores = self._score([prompts[i] for i in batch], [[ids_of[text] for text in candidates[i]] for i in batch])
+            for number, row in zip(batch, scores, strict=True):
+                yield number, row[: len(candidates[number])]
+            progress.update(len(batch))
+        progress.close()
+
+    def _score(self, prompts: Sequence[Prompt], candidates: list[list[list[int]]]) -> np.ndarray:
+        """(prompts, most candidates) log-likelihoods."""
+        with torch.inference_mode():
+            scores = self.model.score_candidates(
+                candidates=candidates,
+                add_end_token=self.add_end_token,
+                length_normalize=self.length_normalize,
+                **self._inputs(prompts),
+            )
+        return scores.float().cpu().numpy()
+
+    def _generation_settings(self, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Split a request's settings into arguments of `generate` and stop strings."""
+        until = settings.pop("until", None) or []
+        kind = "encoder_decoder" if self.model.config.is_encoder_decoder else "decoder_only"
+        kwargs = {name: value[kind] if isinstance(value, dict) else value for name, value in settings.items()}
+        if "max_gen_toks" in kwargs:
+            kwargs["max_new_tokens"] = kwargs.pop("max_gen_toks")
+        if "max_length" not in kwargs:
+            kwargs.setdefault("max_new_tokens", DEFAULT_NEW_TOKENS)
+        kwargs.setdefault("do_sample", kwargs.get("temperature", 0) > 0)
+        if not kwargs["do_sample"]:
+            kwargs.pop("temperature", None)  # lm-eval sends 0.0, which transformers warns about
+        return kwargs, [until] if isinstance(until, str) else list(until)
+
+
+def cut_before(text: str, until: Sequence[str]) -> str:
+    """The part of `text` before the first stop string; empty stop strings stop nothing."""
+    return text[: min([text.find(stop) for stop in until if stop and stop in text], default=len(text))]
