@@ -1,0 +1,503 @@
+"""LAVIS files become our models with the same numbers; the LAVIS side is restated here from its tensors alone."""
+
+import copy
+import os
+import re
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from instructblip import InstructBLIPConfig, InstructBLIPForConditionalGeneration
+from instructblip.modeling import convert_lavis
+from instructblip.modeling.convert_lavis import VARIANTS, Variant, convert_state_dict, load_lavis, main, variant_config
+
+HEADS, QUERIES, IMAGE_TOKEN = 4, 4, 79
+VISION = dict(
+    model_type="instructblip_vision_model", hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+    num_attention_heads=HEADS, image_size=28, patch_size=7,
+)  # fmt: skip
+QFORMER = dict(
+    vocab_size=60, hidden_size=24, num_hidden_layers=4, num_attention_heads=HEADS, intermediate_size=32,
+    max_position_embeddings=64,
+)  # fmt: skip
+T5 = dict(
+    model_type="t5", d_model=40, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=80, feed_forward_proj="gated-gelu",
+    dense_act_fn="gelu", tie_word_embeddings=False, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+)  # fmt: skip
+LLAMA = dict(
+    model_type="llama", hidden_size=40, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=96,
+    max_position_embeddings=128, pad_token_id=78, bos_token_id=2, eos_token_id=2,
+)  # fmt: skip
+SIZE = ("--image-size", "28")
+LAVIS_ROWS = {"t5": 80, "llama": 79}  # LAVIS' LLaMA has a pad token after its 78, but no image token
+FROZEN = ("visual_encoder.", "t5_model.", "llm_model.")
+
+
+def tiny(language):
+    """What VARIANTS holds, small."""
+    return dict(
+        vision_config=VISION,
+        qformer_config=QFORMER,
+        text_config=T5 if language == "t5" else LLAMA,
+        image_token_index=IMAGE_TOKEN,
+        num_query_tokens=QUERIES,
+    )
+
+
+def config_of(language, **kwargs):
+    return InstructBLIPConfig(**copy.deepcopy(tiny(language)), post_layernorm_eps=1e-5, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def tiny_variants(monkeypatch):
+    for language in ("t5", "llama"):
+        monkeypatch.setitem(VARIANTS, f"tiny-{language}", Variant(tiny(language), language_model="nobody/nothing"))
+
+
+# ---- LAVIS: its tensors and its forward
+
+
+def linear(state, name, in_features, out_features, bias=True):
+    state[f"{name}.weight"] = torch.randn(out_features, in_features) * 0.2
+    if bias:
+        state[f"{name}.bias"] = torch.randn(out_features) * 0.2
+
+
+def layer_norm(state, name, size):
+    state[f"{name}.weight"] = 1 + torch.randn(size) * 0.2
+    state[f"{name}.bias"] = torch.randn(size) * 0.2
+
+
+def lavis_vision_state(prefix="visual_encoder.", blocks=2, side=4):
+    """Small activations, so that an eps of 1e-6 where LAVIS has 1e-5 shows."""
+    state = {f"{prefix}cls_token": torch.randn(1, 1, 32), f"{prefix}pos_embed": torch.randn(1, 1 + side**2, 32)}
+    state[f"{prefix}patch_embed.proj.weight"] = torch.randn(32, 3, 7, 7)
+    state[f"{prefix}patch_embed.proj.bias"] = torch.randn(32)
+    for block in range(blocks):
+        name = f"{prefix}blocks.{block}"
+        layer_norm(state, f"{name}.norm1", 32)
+        layer_norm(state, f"{name}.norm2", 32)
+        linear(state, f"{name}.attn.qkv", 32, 96, bias=False)
+        state[f"{name}.attn.q_bias"], state[f"{name}.attn.v_bias"] = torch.randn(32), torch.randn(32)
+        linear(state, f"{name}.attn.proj", 32, 32)
+        linear(state, f"{name}.mlp.fc1", 32, 48)
+        linear(state, f"{name}.mlp.fc2", 48, 32)
+    quiet = ("cls_token", "pos_embed", "patch_embed.proj", "attn.proj", "mlp.fc2")
+    return {key: value * 0.01 if any(word in key for word in quiet) else value for key, value in state.items()}
+
+
+def lavis_qformer_state(text=True):
+    state = {"query_tokens": torch.randn(1, QUERIES, 24)}
+    layer_norm(state, "ln_vision", 32)
+    layer_norm(state, "Qformer.bert.embeddings.LayerNorm", 24)
+    if text:
+        state["Qformer.bert.embeddings.word_embeddings.weight"] = torch.randn(60, 24)
+        state["Qformer.bert.embeddings.position_embeddings.weight"] = torch.randn(64, 24)
+    state["Qformer.bert.embeddings.position_ids"] = torch.arange(64)[None]
+    for layer in range(4):
+        name = f"Qformer.bert.encoder.layer.{layer}"
+        for attention, keys in (("attention", 24), ("crossattention", 32)) if layer % 2 == 0 else (("attention", 24),):
+            linear(state, f"{name}.{attention}.self.query", 24, 24)
+            linear(state, f"{name}.{attention}.self.key", keys, 24)
+            linear(state, f"{name}.{attention}.self.value", keys, 24)
+            linear(state, f"{name}.{attention}.output.dense", 24, 24)
+            layer_norm(state, f"{name}.{attention}.output.LayerNorm", 24)
+        for suffix in ("", "_query") if text else ("_query",):
+            linear(state, f"{name}.intermediate{suffix}.dense", 24, 32)
+            linear(state, f"{name}.output{suffix}.dense", 32, 24)
+            layer_norm(state, f"{name}.output{suffix}.LayerNorm", 24)
+    return state
+
+
+def lavis_language_model(language):
+    """The language model as LAVIS has it: T5 with a head that is not its embedding, LLaMA with one extra token."""
+    config = AutoConfig.for_model(**{**(T5 if language == "t5" else LLAMA), "vocab_size": LAVIS_ROWS[language]})
+    auto_class = AutoModelForSeq2SeqLM if language == "t5" else AutoModelForCausalLM
+    model = auto_class.from_config(config).eval()
+    if language == "t5":
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(80, 40))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.2)
+    return model
+
+
+def lavis_language_state(model, language):
+    prefix = "t5_model." if language == "t5" else "llm_model."
+    state = {prefix + key: value.clone() for key, value in model.state_dict().items()}
+    if language == "llama":
+        state["llm_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(5)
+    return state
+
+
+def lavis_stage1_heads():
+    state = {"temp": torch.tensor(0.07), "Qformer.cls.predictions.bias": torch.zeros(60)}
+    for head, size in (("vision_proj", 16), ("text_proj", 16), ("itm_head", 2), ("Qformer.cls.predictions.decoder", 60)):
+        linear(state, head, 24, size)
+    return state
+
+
+def lavis_projection(language):
+    state = {}
+    linear(state, "t5_proj" if language == "t5" else "llm_proj", 24, 40)
+    return state
+
+
+@pytest.fixture
+def lavis():
+    """A factory: (full LAVIS state dict, its language model)."""
+
+    def make(language="t5"):
+        model = lavis_language_model(language)
+        state = {
+            **lavis_vision_state(),
+            **lavis_qformer_state(),
+            **lavis_language_state(model, language),
+            **lavis_projection(language),
+        }
+        return state, model
+
+    return make
+
+
+def attend(query, key, value, mask=None):
+    """Softmax attention over (batch, length, hidden) in HEADS heads."""
+    query, key, value = (x.unflatten(-1, (HEADS, -1)).transpose(1, 2) for x in (query, key, value))
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores - 10000 * (1 - mask[:, None, None].float())
+    return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+
+
+def apply_linear(state, name, x):
+    return functional.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+
+def apply_norm(state, name, x, eps):
+    return functional.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps)
+
+
+def run_lavis_vision(state, pixel_values):
+    """EVA: biases for q and v only, eps 1e-6 inside and 1e-5 after."""
+    patches = functional.conv2d(
+        pixel_values, state["visual_encoder.patch_embed.proj.weight"], state["visual_encoder.patch_embed.proj.bias"], 7
+    )
+    x = patches.flatten(2).transpose(1, 2)
+    x = torch.cat([state["visual_encoder.cls_token"].expand(len(x), -1, -1), x], 1) + state["visual_encoder.pos_embed"]
+    for block in range(2):
+        name = f"visual_encoder.blocks.{block}"
+        normed = apply_norm(state, f"{name}.norm1", x, 1e-6)
+        query, key, value = (normed @ state[f"{name}.attn.qkv.weight"].T).chunk(3, dim=-1)
+        query, value = query + state[f"{name}.attn.q_bias"], value + state[f"{name}.attn.v_bias"]
+        x = x + apply_linear(state, f"{name}.attn.proj", attend(query, key, value))
+        hidden = functional.gelu(apply_linear(state, f"{name}.mlp.fc1", apply_norm(state, f"{name}.norm2", x, 1e-6)))
+        x = x + apply_linear(state, f"{name}.mlp.fc2", hidden)
+    return apply_norm(state, "ln_vision", x, 1e-5)
+
+
+def run_lavis_qformer(state, image, ids, mask):
+    """BERT over (queries, text); in even layers the queries look at the image; a feed-forward of their own."""
+    bert = "Qformer.bert.embeddings"
+    text = state[f"{bert}.word_embeddings.weight"][ids] + state[f"{bert}.position_embeddings.weight"][: ids.shape[1]]
+    x = torch.cat([state["query_tokens"].expand(len(ids), -1, -1), text], dim=1)
+    x = apply_norm(state, f"{bert}.LayerNorm", x, 1e-12)
+    mask = torch.cat([mask.new_ones(len(mask), QUERIES), mask], dim=1)
+
+    def attention(name, x, keys, mask):
+        query, key, value = (
+            apply_linear(state, f"{name}.self.{part}", source)
+            for part, source in (("query", x), ("key", keys), ("value", keys))
+        )
+        output = apply_linear(state, f"{name}.output.dense", attend(query, key, value, mask))
+        return apply_norm(state, f"{name}.output.LayerNorm", output + x, 1e-12)
+
+    def feed_forward(name, suffix, x):
+        hidden = functional.gelu(apply_linear(state, f"{name}.intermediate{suffix}.dense", x))
+        output = apply_linear(state, f"{name}.output{suffix}.dense", hidden)
+        return apply_norm(state, f"{name}.output{suffix}.LayerNorm", output + x, 1e-12)
+
+    for layer in range(4):
+        name = f"Qformer.bert.encoder.layer.{layer}"
+        x = attention(f"{name}.attention", x, x, mask)
+        queries, text = x[:, :QUERIES], x[:, QUERIES:]
+        if layer % 2 == 0:
+            queries = attention(f"{name}.crossattention", queries, image, None)
+        x = torch.cat([feed_forward(name, "_query", queries), feed_forward(name, "", text)], dim=1)
+    return x[:, :QUERIES]
+
+
+@torch.no_grad()
+def run_lavis(state, language_model, inputs, labels=None):
+    """Logits of LAVIS: projected queries in front of the prompt's embeddings."""
+    image = run_lavis_vision(state, inputs["pixel_values"])
+    queries = run_lavis_qformer(state, image, inputs["qformer_input_ids"], inputs["qformer_attention_mask"])
+    projection = "t5_proj" if "t5_proj.weight" in state else "llm_proj"
+    prompt = language_model.get_input_embeddings()(inputs["input_ids"][:, QUERIES:])
+    embeds = torch.cat([apply_linear(state, projection, queries), prompt], dim=1)
+    return language_model(inputs_embeds=embeds, labels=labels if projection == "t5_proj" else None).logits
+
+
+@pytest.fixture
+def inputs():
+    """Two samples; the second instruction of the Q-Former is shorter."""
+    return dict(
+        pixel_values=torch.randn(2, 3, 28, 28),
+        qformer_input_ids=torch.randint(5, 60, (2, 6)),
+        qformer_attention_mask=torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]),
+        input_ids=torch.cat([torch.full((2, QUERIES), IMAGE_TOKEN), torch.randint(3, 70, (2, 7))], dim=1),
+    )
+
+
+def save_pth(state, path, **kwargs):
+    torch.save({"model": state, "epoch": 3}, path, **kwargs)
+    return str(path)
+
+
+@torch.no_grad()
+def logits_of(model, inputs, labels=None):
+    return model.eval()(**inputs, labels=labels if model.config.is_encoder_decoder else None).logits
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize("language", ["t5", "llama"])
+def test_a_full_file_gives_the_logits_of_lavis(lavis, inputs, language, tmp_path):
+    state, language_model = lavis(language)
+    labels = torch.randint(3, 70, (2, 5))
+    expected = run_lavis(state, language_model, inputs, labels)
+
+    main([save_pth(state, tmp_path / "full.pth"), str(tmp_path / "out"), "--variant", f"tiny-{language}", *SIZE])
+    model = InstructBLIPForConditionalGeneration.from_pretrained(tmp_path / "out")
+
+    actual = logits_of(model, inputs, labels)
+    rows = LAVIS_ROWS[language]
+    torch.testing.assert_close(actual[..., :rows], expected, atol=1e-5, rtol=1e-5)
+    assert (actual[..., rows:] < actual.max(dim=-1, keepdim=True).values).all()  # the added tokens never win
+
+
+def test_the_eps_after_the_vision_tower_is_that_of_lavis_and_survives_saving(lavis, inputs, tmp_path):
+    state, _ = lavis()
+    main([save_pth(state, tmp_path / "full.pth"), str(tmp_path / "out"), "--variant", "tiny-t5", *SIZE])
+    model = InstructBLIPForConditionalGeneration.from_pretrained(tmp_path / "out")
+    model.save_pretrained(tmp_path / "again")
+    model = InstructBLIPForConditionalGeneration.from_pretrained(tmp_path / "again")
+    assert model.vision_model.post_layernorm.eps == 1e-5
+    assert model.vision_model.encoder.layers[0].layer_norm1.eps == 1e-6
+
+    with torch.no_grad():
+        image = model.get_image_features(**{k: v for k, v in inputs.items() if k != "input_ids"}).last_hidden_state
+        expected = run_lavis_vision(state, inputs["pixel_values"])
+        model.vision_model.post_layernorm.eps = 1e-6
+        other = model.get_image_features(**{k: v for k, v in inputs.items() if k != "input_ids"}).last_hidden_state
+    torch.testing.assert_close(image, expected, atol=1e-5, rtol=1e-5)
+    assert (other - expected).abs().max() > 1e-3  # the activations here are small enough to tell
+
+
+def test_t5_keeps_exact_gelu_and_its_own_head_after_saving(lavis, tmp_path):
+    state, _ = lavis()
+    main([save_pth(state, tmp_path / "full.pth"), str(tmp_path / "out"), "--variant", "tiny-t5", *SIZE])
+    model = InstructBLIPForConditionalGeneration.from_pretrained(tmp_path / "out")
+    text_config = model.config.text_config
+    assert (text_config.dense_act_fn, text_config.is_gated_act, text_config.scale_decoder_outputs) == ("gelu", True, False)
+    torch.testing.assert_close(model.language_model.lm_head.weight, state["t5_model.lm_head.weight"])
+    torch.testing.assert_close(model.language_model.shared.weight, state["t5_model.shared.weight"])
+    torch.testing.assert_close(model.language_model.encoder.embed_tokens.weight, state["t5_model.shared.weight"])
+
+
+# ---- tensors
+
+
+def test_q_and_v_biases_become_one_bias_with_zeros_for_k():
+    state = {"visual_encoder.blocks.1.attn.q_bias": torch.tensor([1.0, 2.0]),
+             "visual_encoder.blocks.1.attn.v_bias": torch.tensor([3.0, 4.0])}  # fmt: skip
+    converted = convert_state_dict(state, config_of("t5"))
+    assert list(converted) == ["vision_model.encoder.layers.1.self_attn.qkv.bias"]
+    torch.testing.assert_close(*converted.values(), torch.tensor([1.0, 2.0, 0.0, 0.0, 3.0, 4.0]))
+
+
+def test_half_a_bias_pair_is_refused():
+    with pytest.raises(ValueError, match="only one of q_bias and v_bias:\n  visual_encoder.blocks.1.attn$"):
+        convert_state_dict({"visual_encoder.blocks.1.attn.v_bias": torch.ones(2)}, config_of("t5"))
+
+
+def test_only_the_embedding_layernorm_is_lower_case():
+    converted = convert_state_dict(lavis_qformer_state(), config_of("t5"))
+    assert "qformer.embeddings.layernorm.weight" in converted
+    assert "qformer.encoder.layer.0.crossattention.output.LayerNorm.weight" in converted
+    assert "qformer.encoder.layer.2.crossattention.attention.key.weight" in converted
+    assert not [key for key in converted if "position_ids" in key]
+
+
+def test_the_state_dict_passed_in_is_not_changed(lavis):
+    state, _ = lavis()
+    before = {key: value.clone() for key, value in state.items()}
+    convert_state_dict(state, config_of("t5"))
+    assert list(state) == list(before)
+    for key in before:
+        torch.testing.assert_close(state[key], before[key])
+
+
+def test_added_vocabulary_rows_are_the_mean_of_the_others(lavis):
+    state, _ = lavis("llama")
+    table = convert_state_dict(state, config_of("llama"))["language_model.lm_head.weight"]
+    assert table.shape == (96, 40)
+    torch.testing.assert_close(table[:79], state["llm_model.lm_head.weight"])
+    torch.testing.assert_close(table[79:], state["llm_model.lm_head.weight"].mean(0).expand(17, -1))
+
+
+def test_a_larger_image_size_interpolates_the_positions_of_the_patches_only():
+    config = config_of("t5")
+    config.vision_config.image_size = 42  # 6 x 6 patches instead of 4 x 4
+    ramp = torch.arange(4.0).repeat(4)[None, :, None].expand(1, 16, 32)  # grows by one per column
+    table = torch.cat([torch.full((1, 1, 32), 9.0), ramp], dim=1)
+    resized = convert_state_dict({"visual_encoder.pos_embed": table}, config)
+    resized = resized["vision_model.embeddings.position_embedding"]
+    assert resized.shape == (1, 37, 32)
+    assert (resized[:, 0] == 9).all()
+    grid = resized[0, 1:, 0].view(6, 6)
+    torch.testing.assert_close(grid, grid[:1].expand(6, -1))  # rows stay alike
+    assert (grid[0].diff() > 0).all()
+    torch.testing.assert_close(grid[0].mean(), torch.tensor(1.5))
+
+
+def test_a_position_table_that_is_no_square_is_refused():
+    with pytest.raises(ValueError, match="has 16 positions"):
+        convert_state_dict({"visual_encoder.pos_embed": torch.zeros(1, 16, 32)}, config_of("t5"))
+
+
+def test_t5_copies_of_the_embeddings_must_be_copies(lavis):
+    state, _ = lavis()
+    state["t5_model.decoder.embed_tokens.weight"] = torch.zeros(80, 40)
+    with pytest.raises(ValueError, match="decoder.embed_tokens.weight differs from language_model.shared.weight"):
+        convert_state_dict(state, config_of("t5"))
+
+
+# ---- keys
+
+
+def test_all_unknown_keys_are_listed_sorted_with_their_number(lavis, tmp_path, capsys):
+    state, _ = lavis()
+    state["visual_encoder.blocks.0.gamma_1"] = state["Qformer.bert.pooler.dense.weight"] = torch.zeros(1)
+    with pytest.raises(ValueError) as error:
+        convert_state_dict(state, config_of("t5"))
+    assert str(error.value) == (
+        "2 unknown keys in the LAVIS state dict:\n  Qformer.bert.pooler.dense.weight\n  visual_encoder.blocks.0.gamma_1"
+    )
+    with pytest.raises(SystemExit) as exit_status:
+        main([save_pth(state, tmp_path / "full.pth"), str(tmp_path / "out"), "--variant", "tiny-t5", *SIZE])
+    assert exit_status.value.code != 0
+    assert "2 unknown keys" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["full.pth"]  # nothing half-written
+
+
+def test_all_missing_keys_are_listed_and_nothing_is_written(lavis, tmp_path, capsys):
+    state, _ = lavis()
+    del state["visual_encoder.blocks.1.mlp.fc1.bias"], state["t5_model.encoder.final_layer_norm.weight"], state["query_tokens"]
+    with pytest.raises(SystemExit):
+        main([save_pth(state, tmp_path / "full.pth"), str(tmp_path / "out"), "--variant", "tiny-t5", *SIZE])
+    assert (
+        "3 missing keys (our names):\n  language_model.encoder.final_layer_norm.weight\n  query_tokens\n"
+        "  vision_model.encoder.layers.1.mlp.fc1.bias"
+    ) in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["full.pth"]
+
+
+def test_the_wrong_variant_is_named_as_the_likely_reason(lavis, tmp_path, capsys):
+    state, _ = lavis("llama")
+    with pytest.raises(SystemExit):
+        main([save_pth(state, tmp_path / "full.pth"), str(tmp_path / "out"), "--variant", "tiny-t5", *SIZE])
+    message = capsys.readouterr().err
+    assert "language_model.model.layers.0.mlp.up_proj.weight" in message
+    assert "that this variant does not have" in message
+
+
+def test_the_heads_of_stage_1_are_left_out_by_name_and_said_so(caplog):
+    state = {**lavis_qformer_state(), **lavis_stage1_heads()}
+    with caplog.at_level("INFO", logger=convert_lavis.__name__):
+        converted = convert_state_dict(state, config_of("t5"))
+    assert not [key for key in converted if key.startswith(("temp", "itm", "Qformer"))]
+    assert "10 tensors of the stage-1 heads left out:" in caplog.text
+    assert "\n  itm_head.bias\n" in caplog.text
+
+
+def test_a_head_in_an_instructblip_file_is_unknown():
+    state = {**lavis_qformer_state(), **lavis_projection("t5"), "Qformer.cls.predictions.bias": torch.zeros(60)}
+    with pytest.raises(ValueError, match="1 unknown key in the LAVIS state dict:\n  Qformer.cls.predictions.bias"):
+        convert_state_dict(state, config_of("t5"))
+
+
+def test_two_projections_are_refused():
+    with pytest.raises(ValueError, match="llm_proj.bias and t5_proj.bias are both language_projection.bias"):
+        convert_state_dict({**lavis_projection("t5"), **lavis_projection("llama")}, config_of("t5"))
+
+
+# ---- files
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/instructblip-was-here",))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
+    torch.save({"model": {"query_tokens": Payload()}}, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match="bad.pth is not loaded"):
+        load_lavis(tmp_path / "bad.pth")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "bad.pth"), str(tmp_path / "out"), "--variant", "tiny-t5", *SIZE])
+    assert "could run code" in capsys.readouterr().err
+    assert not os.path.exists("/tmp/instructblip-was-here")
+    assert os.listdir(tmp_path) == ["bad.pth"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"\x80\x02 no"])
+def test_a_file_that_is_not_pytorchs_is_refused_by_name(content, tmp_path):
+    (tmp_path / "cut.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="cut.pth"):
+        load_lavis(tmp_path / "cut.pth")
+
+
+def test_a_file_without_tensors_is_refused(tmp_path):
+    torch.save({"model": {"query_tokens": "no"}}, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        load_lavis(tmp_path / "odd.pth")
+
+
+def test_files_of_before_torch_1_6_load_too(tmp_path):
+    state = {"query_tokens": torch.randn(1, 4, 24)}
+    save_pth(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.testing.assert_close(load_lavis(tmp_path / "old.pth"), state)
+
+
+def test_an_existing_output_folder_is_left_alone(lavis, tmp_path, capsys):
+    state, _ = lavis()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(SystemExit):
+        main([save_pth(state, tmp_path / "full.pth"), str(tmp_path / "out"), "--variant", "tiny-t5", *SIZE])
+    assert re.search("out exists", capsys.readouterr().err)
+    assert os.listdir(tmp_path / "out") == ["mine.txt"]
+
+
+# ---- the four variants
+
+
+def test_the_variants_have_the_sizes_of_the_released_models():
+    assert set(VARIANTS) >= {"flan-t5-xl", "flan-t5-xxl", "vicuna-7b", "vicuna-13b"}
+    for name, width, layers, feed_forward, heads in (
+        ("flan-t5-xl", 2048, 24, 5120, 32),
+        ("flan-t5-xxl", 4096, 24, 10240, 64),
+        ("vicuna-7b", 4096, 32, 11008, 32),
+        ("vicuna-13b", 5120, 40, 13824, 40),
+    ):
+        config = variant_config(name)
+        text = config.text_config
+        assert (text.hidden_size, text.num_hidden_layers, text.num_attention_heads) == (width, layers, heads)
+        assert (text.d_ff if config.is_encoder_decoder else text.intermediate_size) == feed_forward
+        assert (config.vision_config.hidden_size, config.vision_config.num_hidden_layers) == (1408, 39)
+        assert (config.qformer_config.vocab_size, config.num_query_tokens) == (30523, 32)
+        assert config.post_layernorm_eps == 1e-5
+        assert config.image_token_id < text.vocab_size
