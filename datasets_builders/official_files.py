@@ -1,0 +1,171 @@
+"""Reading the files that a dataset's owners publish, so that every fault is named by file and row.
+
+A module of its own because `datasets` patches `open` and `os.path` in every module that defines a builder.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from PIL import Image
+
+
+class BadRowError(ValueError):
+    """One row of an annotation file, or the image it names, cannot be used.
+
+    Args:
+        file: the annotation file.
+        row: counted from 1; the line of a JSON-lines file, the position in the list of a JSON file.
+        reason: what is wrong, without file and row.
+    """
+
+    def __init__(self, file: str, row: int, reason: str):
+        super().__init__(file, row, reason)  # all three as args: the exception survives the trip between processes
+        self.file, self.row, self.reason = file, row, reason
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row}: {self.reason}"
+
+
+def read_json(path: str) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: not JSON, or not UTF-8; says where. One broken character spoils the file, so no row can be skipped.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+
+
+def read_json_list(path: str, key: str | None = None) -> list[Any]:
+    """The list that a JSON file is, or that it holds under `key`.
+
+    Raises:
+        ValueError: the file holds no such list.
+    """
+    value = read_json(path)
+    if key is not None:
+        if not isinstance(value, dict) or key not in value:
+            raise ValueError(f"{path}: expected an object with '{key}', found {describe(value)}")
+        value = value[key]
+    if not isinstance(value, list):
+        raise ValueError(f"{path}: expected a list{f' under {key!r}' if key else ''}, found {describe(value)}")
+    return value
+
+
+def read_json_lines(path: str) -> Iterator[tuple[int, Any]]:
+    """(row, value) of each line of a JSON-lines file; the value is a `BadRowError` where the line is not JSON."""
+    with open(path, "rb") as file:
+        for row, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield row, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield row, BadRowError(path, row, f"not JSON ({error})")
+
+
+def describe(value: Any) -> str:
+    """A value in a few words, for messages."""
+    if isinstance(value, dict):
+        return f"an object with {', '.join(map(repr, list(value)[:8])) or 'nothing'}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def field(record: Any, name: str, *kinds: type) -> Any:
+    """`record[name]`, checked.
+
+    Args:
+        record: one row as JSON gave it.
+        kinds: the exact types allowed; `bool` does not pass for `int`. Strings may not be blank.
+
+    Raises:
+        ValueError: no object, no such field, another type, a blank string, or one that UTF-8 cannot hold.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object with '{name}', found {describe(record)}")
+    if name not in record:
+        raise ValueError(f"'{name}' is missing: found {describe(record)}")
+    value = record[name]
+    if type(value) not in kinds:
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"'{name}' should be {expected}, is {describe(value)}")
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError(f"'{name}' is blank")
+        try:
+            value.encode("utf-8")  # JSON can write half a surrogate pair, which Arrow refuses without naming the row
+        except UnicodeEncodeError as error:
+            raise ValueError(f"'{name}' is not valid text: {error}") from error
+    return value
+
+
+def image_path(folders: Iterable[str], name: str) -> str:
+    """Where the image `name` lies: in the first of `folders` that has it.
+
+    Raises:
+        ValueError: `name` points outside the folders, or no folder has it.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if os.path.isabs(name) or ".." in parts:
+        raise ValueError(f"image {name!r} is not a name inside the image folder")
+    folders = list(folders)
+    for folder in folders:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return path
+    raise ValueError(f"image {name!r} is not in {', '.join(folders)}")
+
+
+def check_image(path: str) -> None:
+    """Decode an image once, so that a broken file is found while building and not in the middle of training.
+
+    Raises:
+        ValueError: missing, not an image, cut off, or so large that Pillow takes it for a decompression bomb.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {path}: too large, refused as a decompression bomb ({error})") from error
+    except Exception as error:  # Pillow's readers raise whatever the broken bytes lead them to
+        raise ValueError(f"image {path}: {type(error).__name__}: {error}") from error
+
+
+def digest(contents: Iterable[str] = (), listed: Iterable[str] = (), salt: str = "") -> str:
+    """A name for the state of files: another state, another name.
+
+    Args:
+        contents: files that count with name, size and every byte.
+        listed: folders whose files count with name, size and time of change only.
+        salt: anything else that should change the name.
+    """
+    state = hashlib.blake2b(salt.encode(), digest_size=16)
+    for path in contents:
+        content = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                content.update(block)
+        entry = f"\n{path}\t{os.path.getsize(path)}\t{content.hexdigest()}"
+        state.update(entry.encode("utf-8", "surrogateescape"))
+    for folder in listed:
+        for parent, folders, names in os.walk(folder):
+            folders.sort()
+            for name in sorted(names):
+                stat = os.stat(os.path.join(parent, name))
+                entry = f"\n{os.path.join(parent, name)}\t{stat.st_size}\t{stat.st_mtime_ns}"
+                state.update(entry.encode("utf-8", "surrogateescape"))
+    return state.hexdigest()

@@ -1,0 +1,64 @@
+"""Visual Spatial Reasoning: is a statement about two things in a COCO photograph true? The official layout:
+
+data_dir/splits/zeroshot/train.jsonl dev.jsonl test.jsonl
+data_dir/images/000000372029.jpg          or train2017/ and val2017/, or the folders in `image_dirs`
+
+{"image": "000000372029.jpg", "image_link": ..., "caption": "The dog is on the surfboard.", "label": 1,
+ "relation": "on", "subj": "dog", "obj": "surfboard", ...}
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from typing import ClassVar
+
+from .official_files import BadRowError, field, image_path, read_json_lines
+from .schema import BuilderConfig, InstructionBuilder, Record, make_sample
+
+CHOICES = ["false", "true"]  # so that `label` is the files' own 0 or 1
+
+
+@dataclasses.dataclass
+class VSRConfig(BuilderConfig):
+    """`BuilderConfig`, and where the images are."""
+
+    image_dirs: tuple[str, ...] = ()  # empty: images, train2017 and val2017 in data_dir
+
+
+class VSR(InstructionBuilder):
+    """The statement is the question, "true" or "false" the answer. Tag: relation."""
+
+    BUILDER_CONFIG_CLASS = VSRConfig
+    BUILDER_CONFIGS: ClassVar = [VSRConfig(name="zeroshot"), VSRConfig(name="random")]
+    DEFAULT_CONFIG_NAME = "zeroshot"
+
+    def image_folders(self, split: str) -> list[str]:
+        if self.config.image_dirs:
+            return [os.path.realpath(folder) for folder in self.config.image_dirs]
+        return [os.path.join(self.config.data_dir, name) for name in ("images", "train2017", "val2017")]
+
+    def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
+        folders = self.image_folders(split)
+        for row, record in read_json_lines(file):
+            try:
+                if isinstance(record, BadRowError):
+                    raise ValueError(record.reason)
+                name = field(record, "image", str)
+                number = re.search(r"(\d{12})\.\w+$", name)
+                if number is None:
+                    raise ValueError(f"image {name!r} is not named by a COCO id of 12 digits")
+                label = field(record, "label", int)
+                if label not in (0, 1):
+                    raise ValueError(f"'label' should be 0 or 1, is {label}")
+                sample = make_sample(
+                    id=f"vsr/{self.config.name}/{split}/{row}",  # the files number nothing
+                    question=field(record, "caption", str).strip(),
+                    answers=[CHOICES[label]],
+                    choices=CHOICES,
+                    label=label,
+                    tags=[f"relation={field(record, 'relation', str)}"],
+                )
+                yield Record(file, row, f"coco/{number[1]}", image_path(folders, name), sample)
+            except ValueError as error:
+                yield BadRowError(file, row, str(error))
