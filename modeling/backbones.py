@@ -261,8 +261,8 @@ class BackbonesMixin:
         backbones = config.backbones or getattr(self, "_loaded_from", None)
         if backbones is None:
             raise ValueError(
-                "bridge_only=True needs to know where the frozen backbones are: build the model with from_backbones() or "
-                "from_pretrained(), or set config.backbones"
+                "bridge_only=True needs to know where the frozen backbones are: build the model with from_backbones() "
+                "or from_pretrained(), or set config.backbones"
             )
         for part, where in backbones.items():
             if os.path.isdir(where["repo"]):

@@ -116,7 +116,7 @@ class CandidateTrie:
         return trie
 
     def blocks(self) -> Iterator[TrieBlock]:
-        """Cut the nodes into runs of at most `MAX_BLOCK`, each with the ancestors of its first node repeated in front."""
+        """Cut the nodes into runs of at most `MAX_BLOCK`, with the ancestors of a run's first node repeated in front."""
         start = 0
         while start < len(self.tokens):
             ancestors: list[int] = []

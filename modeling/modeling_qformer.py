@@ -83,7 +83,7 @@ class InstructBLIPQFormerMultiHeadAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend from `hidden` (batch, length, hidden) to `key_states` (images or batch, keys, key_size).
 
-        With `key_index` (batch,), row i attends to the keys of `key_states[key_index[i]]`: they are projected once each.
+        With `key_index` (batch,), row i attends to the keys of `key_states[key_index[i]]`, which are projected once.
         """
         query = self.split_heads(self.query(hidden))
         key, value = self.split_heads(self.key(key_states)), self.split_heads(self.value(key_states))

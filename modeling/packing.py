@@ -31,7 +31,7 @@ def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position of each real token among the real tokens of its row, (rows, seq); padding gets 0 or its predecessor's."""
+    """Position of each real token among its row's real tokens, (rows, seq); padding gets 0 or its predecessor's."""
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
