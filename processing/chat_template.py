@@ -11,10 +11,10 @@ order, an answer after a space, everything else on a new line, and a single ques
 # texts: those were put in order on purpose. A conversation that ends with an answer is a finished one and is closed.
 CHAT_TEMPLATE = """\
 {%- macro placeholder(block) -%}
-    {%- if block['type'] in ['image', 'image_url'] -%}<image>
+    {%- if block['type'] == 'image' -%}<image>
     {%- elif block['type'] == 'video' -%}<video>
     {%- elif block['type'] != 'text' -%}
-        {{- raise_exception("a message holds a part of type '" ~ block['type'] ~ "': use 'text', 'image' or 'video'") -}}
+        {{- raise_exception("message part of type '" ~ block['type'] ~ "': use 'text', 'image' or 'video'") -}}
     {%- endif -%}
 {%- endmacro -%}
 {%- macro body(message) -%}

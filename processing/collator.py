@@ -9,7 +9,6 @@ from .chat_template import join_history
 from .image_loading import image_key, open_image
 from .processing_instruct_blip import InstructBLIPProcessor
 
-
 IMAGE_KEYS = ("image_embeds", "images", "image")
 
 
@@ -58,11 +57,11 @@ class InstructBLIPCollator:
                 samples have images and others embeddings. The message names the sample.
         """
         names = [_name(row, feature) for row, feature in enumerate(features)]
-        instructions = [_text(feature, "instruction", name) for feature, name in zip(features, names)]
-        responses = [_text(feature, "response", name) for feature, name in zip(features, names)]
+        instructions = [_text(feature, "instruction", name) for feature, name in zip(features, names, strict=True)]
+        responses = [_text(feature, "response", name) for feature, name in zip(features, names, strict=True)]
         prompts = [
             join_history(_history(feature, name), instruction)
-            for feature, instruction, name in zip(features, instructions, names)
+            for feature, instruction, name in zip(features, instructions, names, strict=True)
         ]
         batch = self.processor(
             text=prompts,
@@ -81,12 +80,12 @@ class InstructBLIPCollator:
         """One list of opened images (or embeddings) per sample; samples that share one hold the same object."""
         opened: dict[Hashable, Any] = {}
         rows, kinds = [], set()
-        for feature, name in zip(features, names):
+        for feature, name in zip(features, names, strict=True):
             kind, sources = _sources(feature, name)
             if sources:
                 kinds.add(kind)
             keys = _keys(feature, sources, name)
-            for number, (key, source) in enumerate(zip(keys, sources)):
+            for number, (key, source) in enumerate(zip(keys, sources, strict=True)):
                 if key not in opened:
                     opened[key] = source if kind == "image_embeds" else open_image(source, f"image {number} of {name}")
             rows.append([opened[key] for key in keys])

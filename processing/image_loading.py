@@ -13,7 +13,6 @@ import torch
 from PIL import Image, ImageFile, ImageOps
 from transformers.image_utils import load_image
 
-
 # Raster formats only: PIL would hand EPS to Ghostscript and plot WMF through the system.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 

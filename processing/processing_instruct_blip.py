@@ -1,10 +1,9 @@
 """Processor of InstructBLIP: prompts, images, videos and answers to model inputs."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
-
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
@@ -24,7 +23,6 @@ from .text_layout import (
 from .video_frames import is_video_source
 from .visual_inputs import UniqueEmbeddings, UniqueImages, index_rows, is_embedding, split_into_rows
 
-
 logger = logging.get_logger(__name__)
 
 IGNORED = -100  # label of a position that is not learned
@@ -36,6 +34,7 @@ UNSUPPORTED = (
     "return_overflowing_tokens",
     "return_special_tokens_mask",
     "return_length",
+    "return_mm_token_type_ids",
     "stride",
     "sanitize_control_tokens",
     "text_pair",
@@ -79,8 +78,8 @@ class InstructBLIPProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = InstructBLIPProcessorKwargs
-    text_kwargs = {"padding": True, "return_tensors": "pt"}
-    video_token = "<video>"
+    text_kwargs: ClassVar[dict[str, Any]] = {"padding": True, "return_tensors": "pt"}
+    video_placeholder = "<video>"  # no token: it stands for one image token a frame
 
     def __init__(
         self,
@@ -139,8 +138,8 @@ class InstructBLIPProcessor(ProcessorMixin):
                 several prompts use (same object, path or bytes) enters `pixel_values` once.
             text: a prompt or a list of prompts. Without, only `pixel_values` come back, one per image given.
             videos: like images; a video is a path, bytes, a (frames, ...) array or a list of frames.
-            answers: one per prompt. Decoder-only: appended to the prompt with the end token and learned. Encoder-decoder:
-                becomes the labels, with the end token.
+            answers: one per prompt. Decoder-only: appended to the prompt with the end token, and learned.
+                Encoder-decoder: becomes the labels, with the end token.
             qformer_text: what the Q-Former reads instead of the prompt, one per prompt.
             image_embeds: instead of images: (patches, hidden) tensors from `model.encode_images`.
             max_length: text tokens kept of a prompt, special tokens included and image tokens not; longer prompts lose
@@ -215,11 +214,23 @@ class InstructBLIPProcessor(ProcessorMixin):
             "image_index",
         ]
 
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """Save as transformers does, without the marks that saving its code leaves on the objects (`auto_map`)."""
+        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        for part in (self, self.image_processor):
+            vars(part).pop("auto_map", None)
+        return files
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output["image_processor"].pop("auto_map", None)  # it names the processor, which is no image processor
+        return output
+
     def encode_answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Tokens of answers as they continue a prompt: without BOS and end token.
 
-        Tokenizers that write the space as part of the next word without adding one themselves (byte-level BPE: GPT-2, Qwen,
-        Llama 3; Gemma) get it here, so that "Answer:" and "yes" read as "Answer: yes".
+        Some tokenizers keep a space with the word after it and add none in front (byte-level BPE: GPT-2, Qwen, Llama 3;
+        also Gemma). They are given one here, so that "Answer:" and "yes" become the tokens of "Answer: yes".
 
         Raises:
             ValueError: an answer contains the image placeholder.
@@ -236,9 +247,9 @@ class InstructBLIPProcessor(ProcessorMixin):
             self._space_before_answer = self.tokenizer.decode([*first, *second]).strip() == "ab"
         if self._space_before_answer:
             answers = [answer if answer[:1].isspace() else f" {answer}" for answer in answers]
-        return self.tokenizer(
-            list(answers), add_special_tokens=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
+        return self.tokenizer(list(answers), add_special_tokens=False, return_attention_mask=False, verbose=False)[
+            "input_ids"
+        ]
 
     def check_compatible(self, config: Any) -> None:
         """Refuse a model that would read this processor's ids as something else.
@@ -276,7 +287,7 @@ class InstructBLIPProcessor(ProcessorMixin):
             raise ValueError(f"processor and model do not belong together: {'; '.join(problems)}")
 
     def _init_kwargs(self) -> dict[str, Any]:
-        """What the tokenizer was made with, less its padding side: that follows from the task, not from a saved file."""
+        """What the tokenizer was made with, but for its padding side, which follows from the task here."""
         return {name: value for name, value in self.tokenizer.init_kwargs.items() if name != "padding_side"}
 
     def _prompts(
@@ -296,10 +307,13 @@ class InstructBLIPProcessor(ProcessorMixin):
             prompts.append(
                 resolve_prompt(
                     text,
-                    [unique.add(image, f"image {i} of {name}") for i, image in enumerate(image_rows[row])],
-                    [unique.add_video(video, num_frames, f"video {i} of {name}") for i, video in enumerate(video_rows[row])],
+                    [[unique.add(image, f"image {i} of {name}")] for i, image in enumerate(image_rows[row])],
+                    [
+                        unique.add_video(video, num_frames, f"video {i} of {name}")
+                        for i, video in enumerate(video_rows[row])
+                    ],
                     self.image_token,
-                    self.video_token,
+                    self.video_placeholder,
                     name,
                 )
             )
@@ -323,7 +337,7 @@ class InstructBLIPProcessor(ProcessorMixin):
         positions = self._truncated(prompts, encoded["input_ids"], options)
         ids = [
             [self.image_token_id if position == IMAGE_POSITION else tokens[position] for position in row]
-            for row, tokens in zip(positions, encoded["input_ids"])
+            for row, tokens in zip(positions, encoded["input_ids"], strict=True)
         ]
         labels = None
         if answers is not None:
@@ -331,8 +345,8 @@ class InstructBLIPProcessor(ProcessorMixin):
             if self.is_encoder_decoder:
                 labels = learned
             else:
-                labels = [[IGNORED] * len(row) + answer for row, answer in zip(ids, learned)]
-                ids = [row + answer for row, answer in zip(ids, learned)]
+                labels = [[IGNORED] * len(row) + answer for row, answer in zip(ids, learned, strict=True)]
+                ids = [row + answer for row, answer in zip(ids, learned, strict=True)]
         self._check_context(prompts, ids, options)
 
         side = options.get("padding_side") or ("right" if self.is_encoder_decoder or answers is not None else "left")
@@ -346,7 +360,7 @@ class InstructBLIPProcessor(ProcessorMixin):
         if with_offsets:
             offsets = [
                 _offsets(row, spans, prompt.removed) + [(0, 0)] * (len(tokens) - len(row))
-                for row, spans, prompt, tokens in zip(positions, encoded["offset_mapping"], prompts, ids)
+                for row, spans, prompt, tokens in zip(positions, encoded["offset_mapping"], prompts, ids, strict=True)
             ]
             data["offset_mapping"] = [pad_row(row, length, (0, 0), side) for row in offsets]
         if labels is not None:
@@ -355,13 +369,11 @@ class InstructBLIPProcessor(ProcessorMixin):
             data["labels"] = [pad_row(row, length, IGNORED, side) for row in labels]
         return data
 
-    def _truncated(
-        self, prompts: list[Prompt], encoded: list[list[int]], options: dict[str, Any]
-    ) -> list[list[int]]:
+    def _truncated(self, prompts: list[Prompt], encoded: list[list[int]], options: dict[str, Any]) -> list[list[int]]:
         """Token positions of every row, without the beginning of text that is too long."""
         max_length, whole_row = self._max_length(options)
         rows, prefix = [], None
-        for number, (prompt, tokens) in enumerate(zip(prompts, encoded)):
+        for number, (prompt, tokens) in enumerate(zip(prompts, encoded, strict=True)):
             row = token_positions(prompt, tokens, self.image_token_id, self.num_query_tokens)
             if max_length is not None and options.get("truncation") not in (False, "do_not_truncate"):
                 image_tokens = len(prompt.images) * self.num_query_tokens
@@ -378,7 +390,7 @@ class InstructBLIPProcessor(ProcessorMixin):
         return rows
 
     def _max_length(self, options: dict[str, Any]) -> tuple[int | None, bool]:
-        """(limit, whether image tokens count towards it); without one given, the tokenizer's where the call implies it."""
+        """(limit, whether image tokens count); the tokenizer's own limit where the call implies one but gives none."""
         max_length = options.get("max_length")
         whole_row = options.get("padding") == "max_length"
         if max_length is None and (whole_row or options.get("truncation") not in (None, False, "do_not_truncate")):
@@ -408,11 +420,11 @@ class InstructBLIPProcessor(ProcessorMixin):
         limit = self.tokenizer.model_max_length
         if self.is_encoder_decoder or options.get("max_length") is not None or limit >= UNLIMITED:
             return
-        for number, (prompt, row) in enumerate(zip(prompts, rows)):
+        for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
             if len(row) > limit:
                 raise ValueError(
-                    f"sample {number} is {len(row)} tokens long, {len(prompt.images) * self.num_query_tokens} of them image "
-                    f"tokens, but the language model takes {limit}: pass max_length= to keep the end of the prompt"
+                    f"sample {number} is {len(row)} tokens long, {len(prompt.images) * self.num_query_tokens} of them "
+                    f"image tokens, but the language model takes {limit}: pass max_length= to keep the prompt's end"
                 )
 
     def _row_length(self, ids: list[list[int]], labels: list[list[int]] | None, options: dict[str, Any]) -> int:
@@ -438,7 +450,10 @@ class InstructBLIPProcessor(ProcessorMixin):
             logger.warning_once(
                 f"A text is longer than the {limit} tokens that the Q-Former reads: its beginning is left out there."
             )
-        rows = [[tokenizer.cls_token_id, *tokens[max(0, len(tokens) - limit + 2) :], tokenizer.sep_token_id] for tokens in encoded]
+        rows = [
+            [tokenizer.cls_token_id, *tokens[max(0, len(tokens) - limit + 2) :], tokenizer.sep_token_id]
+            for tokens in encoded
+        ]
         padding = options.get("padding")
         length = 0
         if padding == "max_length":

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 IMAGE_POSITION = -1  # stands for an image token among the token numbers of a row
 
 
@@ -32,7 +31,7 @@ class Prompt:
 
 def resolve_prompt(
     prompt: str,
-    images: Sequence[int],
+    images: Sequence[Sequence[int]],
     videos: Sequence[Sequence[int]],
     image_token: str,
     video_token: str,
@@ -40,11 +39,11 @@ def resolve_prompt(
 ) -> Prompt:
     """Match the placeholders of a prompt with its images and videos.
 
-    A prompt without placeholders shows its images, then its videos, in front. Placeholders at its beginning mean the same,
-    and the white space after them goes with them.
+    Images without `<image>` in the prompt are shown in front of it, and so are videos without `<video>`. Placeholders
+    at the beginning of the prompt mean the same, and the white space after them goes with them.
 
     Args:
-        images: numbers of its images.
+        images: for each of its images a list of its number.
         videos: for each of its videos the numbers of the frames.
         name: what an error calls the prompt, such as `"sample 3"`.
 
@@ -53,20 +52,21 @@ def resolve_prompt(
     """
     either = f"(?:{re.escape(image_token)}|{re.escape(video_token)})"
     markers = re.findall(either, prompt)
-    if not markers:
-        shown = [*images, *(frame for video in videos for frame in video)]
-        return Prompt(prompt, 0, len(shown), [], shown, prompt)
+    uses: list[list[int]] = []
     for token, given, kind in ((image_token, images, "image"), (video_token, videos, "video")):
-        if markers.count(token) != len(given):
+        if token not in markers:
+            uses += given
+        elif markers.count(token) != len(given):
             raise ValueError(
                 f"{name} has {markers.count(token)} {token} placeholders in its prompt and {len(given)} {kind}s: "
                 f"write {token} once per {kind}, or not at all to show them first"
             )
-    image_uses, video_uses = iter(images), iter(videos)
-    uses = [[next(image_uses)] if marker == image_token else list(next(video_uses)) for marker in markers]
+    unplaced = len(uses)
+    left = {image_token: iter(images), video_token: iter(videos)}
+    uses += [list(next(left[marker])) for marker in markers]
     beginning = re.match(rf"(?:\s*{either})+\s*", prompt)
     removed = beginning.end() if beginning else 0
-    leading = len(re.findall(either, prompt[:removed]))
+    leading = unplaced + len(re.findall(either, prompt[:removed]))
     text = prompt[removed:]
     return Prompt(
         text=re.sub(either, lambda _: image_token, text),
@@ -93,7 +93,7 @@ def token_positions(prompt: Prompt, token_ids: Sequence[int], image_token_id: in
 
 
 def drop_beginning(positions: Sequence[int], max_text: int, prefix: int) -> list[int]:
-    """Drop the first text tokens of a row until `max_text` are left; image tokens and the first `prefix` tokens stay."""
+    """Drop the first text tokens until `max_text` are left; image tokens and the first `prefix` tokens stay."""
     excess = sum(position != IMAGE_POSITION for position in positions) - max_text
     kept = []
     for position in positions:

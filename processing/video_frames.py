@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+# Files that hold their pictures. FFmpeg also knows playlists, which make it open other files and addresses.
+CONTAINERS = "avi,asf,flv,gif,matroska,mov,mpeg,mpegts,ogg"
+
 
 def frame_indices(total: int, num_frames: int) -> list[int]:
     """Uniformly spaced frame numbers: frame i of n is number floor(i * total / n).
@@ -74,14 +77,16 @@ def _decode(source: str | bytes | os.PathLike, num_frames: int | None, name: str
         if found != total:  # the header lied, or some packets hold no picture
             found, frames = _pick(av, source, found, num_frames)
     except (av.FFmpegError, Image.DecompressionBombError, LookupError) as error:
-        raise ValueError(f"{described} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{described} cannot be read: {reason}") from error
     if not frames:
         raise ValueError(f"{described} has no frames")
     return frames
 
 
 def _open(av: Any, source: str | bytes | os.PathLike) -> Any:
-    return av.open(BytesIO(source) if isinstance(source, bytes) else os.fspath(source), metadata_errors="ignore")
+    file = BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
+    return av.open(file, metadata_errors="ignore", container_options={"format_whitelist": CONTAINERS})
 
 
 def _video_stream(container: Any) -> Any:
@@ -89,12 +94,16 @@ def _video_stream(container: Any) -> Any:
     stream = container.streams.best("video")
     if stream is None:
         raise LookupError("it has no video stream")
-    size = stream.codec_context
-    if Image.MAX_IMAGE_PIXELS is not None and size.width * size.height > Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(
-            f"frames of {size.width} x {size.height} pixels exceed PIL.Image.MAX_IMAGE_PIXELS"
-        )
+    _refuse_bomb(stream.codec_context)
     return stream
+
+
+def _refuse_bomb(size: Any) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and size.width * size.height > limit:
+        raise Image.DecompressionBombError(
+            f"frames of {size.width} x {size.height} pixels exceed PIL.Image.MAX_IMAGE_PIXELS = {limit}"
+        )
 
 
 def _declared_frames(av: Any, source: str | bytes | os.PathLike) -> int:
@@ -116,6 +125,7 @@ def _pick(
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             if found in wanted:
+                _refuse_bomb(frame)  # frames need not have the size that the header declares
                 frames.append(frame.to_image())
             found += 1
     return found, frames
