@@ -76,7 +76,7 @@ class InstructBLIPCollator:
             batch["dataset"] = [feature.get("dataset") for feature in features]
         return batch
 
-    def _images(self, features: Sequence[dict[str, Any]], names: list[str]) -> dict[str, list[list[Any]]]:
+    def _images(self, features: Sequence[dict[str, Any]], names: list[str]) -> dict[str, Any]:
         """One list of opened images (or embeddings) per sample; samples that share one hold the same object."""
         opened: dict[Hashable, Any] = {}
         rows, kinds = [], set()

@@ -95,7 +95,7 @@ def _file(source: str | bytes | os.PathLike | dict) -> str | BytesIO:
         source = source["bytes"] if source.get("bytes") is not None else source["path"]
     if isinstance(source, bytes):
         return BytesIO(source)
-    source = os.fspath(source)
+    source = os.fspath(source)  # type: ignore[arg-type]  # what is left of the union
     if source.startswith("data:"):
         return BytesIO(base64.b64decode(source.partition(",")[2]))
     if len(source) > 200 and not os.path.isfile(source):

@@ -1,11 +1,13 @@
 """Processor of InstructBLIP: prompts, images, videos and answers to model inputs."""
 
+import os
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs
 from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -56,8 +58,8 @@ class InstructBLIPVideosKwargs(TypedDict, total=False):
 
 
 class InstructBLIPProcessorKwargs(ProcessingKwargs, total=False):
-    text_kwargs: InstructBLIPTextKwargs
-    videos_kwargs: InstructBLIPVideosKwargs
+    text_kwargs: InstructBLIPTextKwargs  # type: ignore[misc]  # narrowed, as transformers' own processors do
+    videos_kwargs: InstructBLIPVideosKwargs  # type: ignore[misc]
 
 
 class InstructBLIPProcessor(ProcessorMixin):
@@ -77,20 +79,21 @@ class InstructBLIPProcessor(ProcessorMixin):
         ValueError: a tokenizer lacks a token that the layout needs, or a size is not positive.
     """
 
-    valid_processor_kwargs = InstructBLIPProcessorKwargs
-    text_kwargs: ClassVar[dict[str, Any]] = {"padding": True, "return_tensors": "pt"}
+    valid_processor_kwargs = InstructBLIPProcessorKwargs  # type: ignore[assignment]
+    text_kwargs = InstructBLIPTextKwargs(padding=True, return_tensors="pt")
+    qformer_tokenizer: PreTrainedTokenizerBase
     video_placeholder = "<video>"  # no token: it stands for one image token a frame
 
     def __init__(
         self,
-        image_processor,
-        tokenizer,
-        qformer_tokenizer,
-        num_query_tokens=32,
-        qformer_max_length=128,
-        is_encoder_decoder=None,
-        num_frames=4,
-        chat_template=None,
+        image_processor: BaseImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        qformer_tokenizer: PreTrainedTokenizerBase,
+        num_query_tokens: int = 32,
+        qformer_max_length: int = 128,
+        is_encoder_decoder: bool | None = None,
+        num_frames: int = 4,
+        chat_template: str | dict[str, str] | None = None,
     ):
         for name, value in (("num_query_tokens", num_query_tokens), ("num_frames", num_frames)):
             if value is None or value < 1:
@@ -118,13 +121,13 @@ class InstructBLIPProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images=None,
-        text=None,
-        videos=None,
-        answers=None,
-        qformer_text=None,
-        image_embeds=None,
-        **kwargs: Unpack[InstructBLIPProcessorKwargs],
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        answers: str | Sequence[str] | None = None,
+        qformer_text: str | Sequence[str] | None = None,
+        image_embeds: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Turn prompts and what they show into model inputs.
 
@@ -186,20 +189,20 @@ class InstructBLIPProcessor(ProcessorMixin):
             pixels = UniqueImages()
             numbers = [pixels.add(image, f"the image of sample {row}") for row, image in flat]
             opened = [pixels.images[number] for number in numbers]
-            data = {"pixel_values": self._pixel_values(opened, merged["images_kwargs"], return_tensors)}
-            return BatchFeature(data, tensor_type=return_tensors)
+            pixel_values = self._pixel_values(opened, merged["images_kwargs"], return_tensors)
+            return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
-        prompts, unique = self._prompts(_texts(text), images, videos, image_embeds, num_frames)
-        data = self._text_inputs(prompts, answers, options)
+        prompts, pixels, embeds = self._prompts(_texts(text), images, videos, image_embeds, num_frames)
+        data: dict[str, Any] = self._text_inputs(prompts, answers, options)
         qformer_texts = [prompt.qformer_text for prompt in prompts]
         if qformer_text is not None:
             qformer_texts = _texts(qformer_text, len(prompts), "Q-Former texts")
         data.update(self._qformer_inputs(qformer_texts, options))
-        if isinstance(unique, UniqueEmbeddings) and unique.embeds:
-            data["image_embeds"] = torch.stack(unique.embeds)
-        elif isinstance(unique, UniqueImages) and unique.images:
-            data["pixel_values"] = self._pixel_values(unique.images, merged["images_kwargs"], return_tensors)
-        if "image_embeds" in data or "pixel_values" in data:
+        if pixels.images:
+            data["pixel_values"] = self._pixel_values(pixels.images, merged["images_kwargs"], return_tensors)
+        if embeds.embeds:
+            data["image_embeds"] = torch.stack(embeds.embeds)
+        if pixels.images or embeds.embeds:
             data["image_index"] = index_rows([prompt.images for prompt in prompts])
         return BatchFeature(data, tensor_type=return_tensors)
 
@@ -214,7 +217,7 @@ class InstructBLIPProcessor(ProcessorMixin):
             "image_index",
         ]
 
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save as transformers does, without the marks that saving its code leaves on the objects (`auto_map`)."""
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         for part in (self, self.image_processor):
@@ -292,32 +295,23 @@ class InstructBLIPProcessor(ProcessorMixin):
 
     def _prompts(
         self, texts: list[str], images: Any, videos: Any, image_embeds: Any, num_frames: int | None
-    ) -> tuple[list[Prompt], UniqueImages | UniqueEmbeddings]:
-        unique: UniqueImages | UniqueEmbeddings
+    ) -> tuple[list[Prompt], UniqueImages, UniqueEmbeddings]:
+        pixels, embeds = UniqueImages(), UniqueEmbeddings()
         if image_embeds is None:
-            unique = UniqueImages()
             image_rows = split_into_rows(images, len(texts), is_image_source, "image")
         else:
-            unique = UniqueEmbeddings()
             image_rows = split_into_rows(image_embeds, len(texts), is_embedding, "image embedding")
+        add = pixels.add if image_embeds is None else embeds.add
         video_rows = split_into_rows(videos, len(texts), is_video_source, "video")
         prompts = []
         for row, text in enumerate(texts):
             name = f"sample {row}"
-            prompts.append(
-                resolve_prompt(
-                    text,
-                    [[unique.add(image, f"image {i} of {name}")] for i, image in enumerate(image_rows[row])],
-                    [
-                        unique.add_video(video, num_frames, f"video {i} of {name}")
-                        for i, video in enumerate(video_rows[row])
-                    ],
-                    self.image_token,
-                    self.video_placeholder,
-                    name,
-                )
-            )
-        return prompts, unique
+            shown = [[add(image, f"image {i} of {name}")] for i, image in enumerate(image_rows[row])]
+            clips = [
+                pixels.add_video(video, num_frames, f"video {i} of {name}") for i, video in enumerate(video_rows[row])
+            ]
+            prompts.append(resolve_prompt(text, shown, clips, self.image_token, self.video_placeholder, name))
+        return prompts, pixels, embeds
 
     def _pixel_values(self, images: list[Any], options: dict[str, Any], return_tensors: Any) -> Any:
         return self.image_processor(images, **{**options, "return_tensors": return_tensors})["pixel_values"]
@@ -432,9 +426,9 @@ class InstructBLIPProcessor(ProcessorMixin):
         padding, multiple = options.get("padding"), options.get("pad_to_multiple_of")
         if padding in (None, False, "do_not_pad"):
             return 0
-        if padding != "max_length":
+        length = self._max_length(options)[0] if padding == "max_length" else None
+        if length is None:
             return padded_length(ids, multiple)
-        length = self._max_length(options)[0]
         if labels is not None and not self.is_encoder_decoder:
             length += options.get("answer_max_length") or 0
         for number, row in enumerate(ids):
@@ -488,11 +482,10 @@ def _offsets(row: list[int], spans: list[tuple[int, int]], removed: int) -> list
 
 def _image_token(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
     """The tokenizer's image token and its id; `<image>` is added if there is none."""
-    token = getattr(tokenizer, "image_token", None) or "<image>"
-    token = str(token)
+    token = str(getattr(tokenizer, "image_token", None) or "<image>")
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=True)], special_tokens=True)
     image_token_id = tokenizer.convert_tokens_to_ids(token)
-    if image_token_id is None or image_token_id == tokenizer.unk_token_id:
+    if not isinstance(image_token_id, int) or image_token_id == tokenizer.unk_token_id:
         raise ValueError(f"the tokenizer ({type(tokenizer).__name__}) does not know the image token {token}")
     return token, image_token_id
 

@@ -55,7 +55,7 @@ def resolve_prompt(
     uses: list[list[int]] = []
     for token, given, kind in ((image_token, images, "image"), (video_token, videos, "video")):
         if token not in markers:
-            uses += given
+            uses += [list(use) for use in given]
         elif markers.count(token) != len(given):
             raise ValueError(
                 f"{name} has {markers.count(token)} {token} placeholders in its prompt and {len(given)} {kind}s: "
