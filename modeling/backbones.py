@@ -144,7 +144,6 @@ class BackbonesMixin:
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         config = config or describe_backbones(vision_id, llm_id, vision_revision, llm_revision, **hub)
         model = cls._assemble(config, None, **kwargs)
-        model.requires_grad_(True)
         return model
 
     @classmethod

@@ -40,10 +40,10 @@ class InstructBLIPOutput(ModelOutput):
         loss: scalar, cross-entropy in nats over the supervised positions.
         logits: (rows, seq or target, vocabulary); None while training with labels, where they are computed at
             supervised positions only.
-        past_key_values: the language model's cache, when asked for.
-        encoder_last_hidden_state: (rows, seq, hidden), encoder-decoder only.
         image_features: (uses, query, llm_hidden), what the language model reads in place of the placeholders.
-        hidden_states, attentions, cross_attentions: the language model's (its decoder's), when asked for.
+        past_key_values, hidden_states, attentions: of a decoder-only language model, when asked for.
+        encoder_last_hidden_state: (rows, seq, hidden), encoder-decoder only; the other encoder, decoder and cross fields
+            are those of transformers' `Seq2SeqLMOutput`, when asked for.
         vision_attentions, qformer_attentions, qformer_cross_attentions: of the towers, with `output_attentions=True`
             and `attn_implementation="eager"`; the last is (uses, heads, query, patches) per layer with cross-attention.
     """
@@ -51,11 +51,15 @@ class InstructBLIPOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     past_key_values: Any = None
-    encoder_last_hidden_state: torch.Tensor | None = None
-    image_features: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+    image_features: torch.Tensor | None = None
     vision_attentions: tuple[torch.Tensor, ...] | None = None
     qformer_attentions: tuple[torch.Tensor, ...] | None = None
     qformer_cross_attentions: tuple[torch.Tensor, ...] | None = None
@@ -185,6 +189,8 @@ class InstructBLIPForConditionalGeneration(
         self.requires_grad_(False)
         for _, parameter in self.named_bridge_parameters():
             parameter.requires_grad_(True)
+        for parameter in self.qformer.unread_parameters(self.config.qformer_text_input):
+            parameter.requires_grad_(False)  # DistributedDataParallel waits for a gradient of every trained parameter
         self._modules_in_eval = (
             [self.vision_model] if language_model_dropout else [self.vision_model, self.language_model]
         )
@@ -294,7 +300,8 @@ class InstructBLIPForConditionalGeneration(
             qformer_attentions=queries.get("attentions"),
             qformer_cross_attentions=queries.get("cross_attentions"),
         )
-        return features if return_dict in (None, True) else features.to_tuple()
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return features if return_dict else features.to_tuple()
 
     def _merge(
         self,
@@ -448,17 +455,14 @@ class InstructBLIPForConditionalGeneration(
         output = InstructBLIPOutput(
             loss=loss,
             logits=None if skip_logits else outputs.logits,
-            past_key_values=outputs.get("past_key_values"),
-            encoder_last_hidden_state=outputs.get("encoder_last_hidden_state"),
             image_features=features.pooler_output,
-            hidden_states=outputs.get("decoder_hidden_states", outputs.get("hidden_states")),
-            attentions=outputs.get("decoder_attentions", outputs.get("attentions")),
-            cross_attentions=outputs.get("cross_attentions"),
             vision_attentions=features.attentions,
             qformer_attentions=features.qformer_attentions,
             qformer_cross_attentions=features.qformer_cross_attentions,
+            **{key: value for key, value in outputs.items() if key not in ("loss", "logits")},
         )
-        return output if return_dict in (None, True) else output.to_tuple()
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
 
     def _decoder_only(self, embeds, mask, is_image, labels, num_items_in_batch, skip_logits, full_mask, kwargs):
         """Run a decoder-only language model; returns its output and the loss (None without labels)."""

@@ -8,7 +8,7 @@ however many instructions ask about it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -217,6 +217,8 @@ class InstructBLIPQFormerModel(PreTrainedModel):
         super().__init__(config)
         self.embeddings = InstructBLIPQFormerEmbeddings(config)
         self.encoder = InstructBLIPQFormerEncoder(config)
+        for parameter in self.unread_parameters():
+            parameter.requires_grad_(False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -224,6 +226,20 @@ class InstructBLIPQFormerModel(PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
+
+    def unread_parameters(self, text_input: bool = True) -> Iterator[nn.Parameter]:
+        """Parameters that the official state dict has and no output depends on.
+
+        Args:
+            text_input: whether the Q-Former reads instructions; without them its whole text branch is unread.
+        """
+        layers = self.encoder.layer[-1:] if text_input else self.encoder.layer
+        for layer in layers:
+            yield from layer.intermediate.parameters()
+            yield from layer.output.parameters()
+        if not text_input:
+            yield from self.embeddings.word_embeddings.parameters()
+            yield from self.embeddings.position_embeddings.parameters()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
