@@ -36,6 +36,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         with_images: False leaves images out of the items and opens no file.
 
     Raises:
+        TypeError: rows that are no map-style split.
         ValueError: an unknown task or policy, a name that the table lacks with no `task`, or rows of another schema.
     """
 
@@ -50,21 +51,25 @@ class InstructionDataset(torch.utils.data.Dataset):
         seed: int = 0,
         with_images: bool = True,
     ):
+        if not isinstance(rows, datasets.Dataset):
+            raise TypeError(f"rows is a {type(rows).__name__}: expected one split as a datasets.Dataset, not streamed")
         spec = TABLE.get(name)
-        task = task or (spec.task if spec else None)
-        if templates is None and task not in TEMPLATES:
-            raise ValueError(f"{name!r} with task {task!r}: pass templates=, or a task out of {', '.join(TEMPLATES)}")
-        self.templates = tuple(templates if templates is not None else TEMPLATES[task])
+        if templates is None:
+            task = task or (spec.task if spec else "")
+            if task not in TEMPLATES:
+                raise ValueError(f"{name!r}, task {task!r}: pass templates=, or a task out of {', '.join(TEMPLATES)}")
+            templates = TEMPLATES[task]
+        self.templates = tuple(templates)
         self.answer_policy = answer_policy or (spec.answer_policy if spec else "most_frequent")
         if self.answer_policy not in ("most_frequent", "sampled", "all"):
             raise ValueError(f"answer_policy {self.answer_policy!r}: expected most_frequent, sampled or all")
         if lowercase_answers is None:
             lowercase_answers = spec is not None and spec.lowercase_answers
         self.lowercase_answers = lowercase_answers
-        self.image_column = next((column for column in ("image", "images") if column in rows.column_names), None)
-        missing = {"image_id", "samples"} - set(rows.column_names)
-        if missing or (with_images and self.image_column is None):
-            raise ValueError(f"rows of columns {rows.column_names}: expected image or images, image_id and samples")
+        columns = rows.column_names
+        if not {"image_id", "samples"} <= set(columns) or (with_images and not {"image", "images"} & set(columns)):
+            raise ValueError(f"rows with columns {', '.join(columns)}: expected image or images, image_id and samples")
+        self.image_column = "image" if "image" in columns else "images"
         self.rows, self.name, self.seed, self.with_images = rows, name, seed, with_images
         # Shared memory: persistent workers hold a copy of this object and must still see a new epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -99,6 +104,7 @@ class InstructionDataset(torch.utils.data.Dataset):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._epoch.share_memory_()
         self._read_columns()
 
     def __len__(self) -> int:
@@ -162,6 +168,6 @@ class InstructionDataset(torch.utils.data.Dataset):
         if self._images is not None:
             try:
                 example[self.image_column] = self._images[int(self._row_of_item[item])][self.image_column]
-            except (OSError, ValueError, SyntaxError) as error:
+            except Exception as error:  # Pillow's readers raise whatever the broken bytes lead them to
                 raise OSError(f"{example['id']}: image {example['image_id']} cannot be read: {error}") from error
         return example

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 class BadRowError(ValueError):
@@ -141,6 +141,8 @@ def check_image(path: str) -> None:
                 image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"image {path}: too large, refused as a decompression bomb ({error})") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"image {path}: no image that Pillow can read") from error
     except Exception as error:  # Pillow's readers raise whatever the broken bytes lead them to
         raise ValueError(f"image {path}: {type(error).__name__}: {error}") from error
 

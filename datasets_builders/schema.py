@@ -259,7 +259,7 @@ class InstructionBuilder(datasets.GeneratorBasedBuilder):
 
     def skipped(self, split: str) -> list[dict[str, Any]]:
         """What building `split` left out: {"file", "row", "reason"} each, in file order."""
-        entries = []
+        entries: list[dict[str, Any]] = []
         for path in sorted(glob.glob(os.path.join(glob.escape(self._output_dir), f"skipped-{split}-*.jsonl"))):
             with open(path) as file:
                 entries.extend(json.loads(line) for line in file)

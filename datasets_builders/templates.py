@@ -126,7 +126,7 @@ def format_instruction(template: str, sample: dict[str, Any]) -> str:
     if parts["ocr_tokens"] and "ocr_tokens" not in placed:
         before.append(f"OCR tokens: {parts['ocr_tokens']}.")
     if parts["history"] and "history" not in placed:
-        before.append(f"Dialog history: {parts['history']}\n")
+        before.append(f"Dialog history: {parts['history']} \n")
     question = sample.get("question") or ""
     if parts["options"] and "options" not in placed and not is_true_false(sample["choices"]):
         question = f"{question} Options: {parts['options']}."

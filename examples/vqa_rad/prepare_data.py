@@ -1,4 +1,4 @@
-"""Make `examples/vqa_rad/data` from the official VQA-RAD download (https://osf.io/89kps/).
+"""Make `examples/vqa_rad/data` from VQA-RAD (https://osf.io/89kps/): trainset.json, testset.json and images/.
 
     python examples/vqa_rad/prepare_data.py OFFICIAL_FOLDER [DESTINATION]
 
@@ -20,9 +20,9 @@ SOURCE = """\
 
 {images} radiology images and {questions} questions of VQA-RAD (https://osf.io/89kps/), released under CC0 1.0
 (https://creativecommons.org/publicdomain/zero/1.0/); the images come from MedPix, an open database of the United States
-National Library of Medicine. `trainset.json` and `testset.json` are the split that the literature uses, both ask about
-the same images; `answer` and every other field are unchanged. The images were shrunk to 224 pixels on the longest side
-by `prepare_data.py`, as JPEG of quality {quality}.
+National Library of Medicine. `trainset.json` and `testset.json` are the split that the literature uses, as published
+with MEVF; both ask about the same images. Every field is unchanged. `prepare_data.py` shrank the images to 224 pixels
+on the longest side, as JPEG of quality {quality}.
 
 Not for diagnosis. Please cite: Jason J. Lau, Soumya Gayen, Asma Ben Abacha, Dina Demner-Fushman. "A dataset of
 clinically generated visual questions and answers about radiology images". Scientific Data 5, 180251 (2018).
