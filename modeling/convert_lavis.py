@@ -1,4 +1,6 @@
-"""Turn LAVIS `.pth` files into InstructBLIP folders: `instructblip-convert-lavis CHECKPOINT OUTPUT --variant flan-t5-xl`.
+"""Turn LAVIS `.pth` files into folders for `from_pretrained`.
+
+    instructblip-convert-lavis CHECKPOINT OUTPUT --variant flan-t5-xl
 
 LAVIS writes four kinds of file, told apart by what is in them:
 
@@ -35,28 +37,28 @@ from .modeling_instruct_blip import InstructBLIPForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 
-# LAVIS runs Flan-T5 with the exact GELU, not with the tanh approximation that Flan-T5 was trained with. Both settings are
-# needed: `feed_forward_proj` makes the block gated, and sets `dense_act_fn` unless that is given too.
-FLAN_T5 = dict(
-    model_type="t5",
-    feed_forward_proj="gated-gelu",
-    dense_act_fn="gelu",
-    tie_word_embeddings=False,  # which T5Config reads as: do not scale the decoder's outputs
-    d_kv=64,
-    num_layers=24,
-    vocab_size=32128,  # 32100 words and a margin, where <image> is
-    bos_token_id=1,
-    decoder_start_token_id=0,
-)
-VICUNA = dict(
-    model_type="llama",
-    vocab_size=32064,  # 32000 words, [PAD], <image>, rounded up to 64
-    max_position_embeddings=2048,
-    rms_norm_eps=1e-6,
-    pad_token_id=32000,
-    bos_token_id=2,  # LAVIS begins its prompts with </s>
-    eos_token_id=2,
-)
+# LAVIS runs Flan-T5 with the exact GELU, not with the tanh approximation that Flan-T5 was trained with. Both settings
+# are needed: `feed_forward_proj` makes the block gated, and chooses the approximation unless `dense_act_fn` is given.
+FLAN_T5 = {
+    "model_type": "t5",
+    "feed_forward_proj": "gated-gelu",
+    "dense_act_fn": "gelu",
+    "tie_word_embeddings": False,  # which T5Config reads as: do not scale the decoder's outputs
+    "d_kv": 64,
+    "num_layers": 24,
+    "vocab_size": 32128,  # 32100 words and a margin, where <image> is
+    "bos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+VICUNA = {
+    "model_type": "llama",
+    "vocab_size": 32064,  # 32000 words, [PAD], <image>, rounded up to 64
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "pad_token_id": 32000,
+    "bos_token_id": 2,  # LAVIS begins its prompts with </s>
+    "eos_token_id": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -76,29 +78,29 @@ class Variant:
 
 VARIANTS = {
     "flan-t5-xl": Variant(
-        config=dict(text_config=dict(FLAN_T5, d_model=2048, d_ff=5120, num_heads=32), image_token_index=32100),
+        config={"text_config": dict(FLAN_T5, d_model=2048, d_ff=5120, num_heads=32), "image_token_index": 32100},
         language_model="google/flan-t5-xl",
     ),
     "flan-t5-xxl": Variant(
-        config=dict(text_config=dict(FLAN_T5, d_model=4096, d_ff=10240, num_heads=64), image_token_index=32100),
+        config={"text_config": dict(FLAN_T5, d_model=4096, d_ff=10240, num_heads=64), "image_token_index": 32100},
         language_model="google/flan-t5-xxl",
     ),
     "vicuna-7b": Variant(
-        config=dict(
-            text_config=dict(
+        config={
+            "text_config": dict(
                 VICUNA, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
             ),
-            image_token_index=32001,
-        ),
+            "image_token_index": 32001,
+        },
         language_model="Salesforce/instructblip-vicuna-7b",
     ),
     "vicuna-13b": Variant(
-        config=dict(
-            text_config=dict(
+        config={
+            "text_config": dict(
                 VICUNA, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
             ),
-            image_token_index=32001,
-        ),
+            "image_token_index": 32001,
+        },
         language_model="Salesforce/instructblip-vicuna-13b",
     ),
 }
@@ -115,7 +117,10 @@ RENAMES = tuple(
         (r"visual_encoder\.cls_token", r"vision_model.embeddings.class_embedding"),
         (r"visual_encoder\.pos_embed", r"vision_model.embeddings.position_embedding"),
         (r"visual_encoder\.patch_embed\.proj\.(weight|bias)", r"vision_model.embeddings.patch_embedding.\1"),
-        (r"visual_encoder\.blocks\.(\d+)\.norm([12])\.(weight|bias)", r"vision_model.encoder.layers.\1.layer_norm\2.\3"),
+        (
+            r"visual_encoder\.blocks\.(\d+)\.norm([12])\.(weight|bias)",
+            r"vision_model.encoder.layers.\1.layer_norm\2.\3",
+        ),
         (r"visual_encoder\.blocks\.(\d+)\.attn\.qkv\.weight", r"vision_model.encoder.layers.\1.self_attn.qkv.weight"),
         (
             r"visual_encoder\.blocks\.(\d+)\.attn\.proj\.(weight|bias)",
@@ -216,7 +221,7 @@ def our_name(key: str) -> str | None:
     for pattern, replacement in RENAMES:
         match = pattern.fullmatch(key)
         if match:
-            return re.sub(r"\\(\d)", lambda group: match[int(group[1])] or "", replacement)
+            return match.expand(replacement)
     return None
 
 
@@ -316,7 +321,9 @@ def check_complete(converted: Mapping[str, torch.Tensor], expected: Mapping[str,
     if missing:
         problems.append(listing("missing key", missing, "(our names)"))
         if all(TEXT_BRANCH.fullmatch(name) for name in missing):
-            problems.append("The Q-Former has no text branch, as in BLIP-2 stage 2: add --init-from blip2_pretrained.pth")
+            problems.append(
+                "This is BLIP-2 stage 2, whose Q-Former reads no text: add --init-from blip2_pretrained.pth"
+            )
         if "language_projection.weight" in missing:
             problems.append("There is no projection: this is a stage-1 file, which goes into --init-from")
     if superfluous:
@@ -336,7 +343,7 @@ def load_lavis(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is not loaded: it is no PyTorch file, or holds objects that could run code") from error
+        raise ValueError(f"{path} is not loaded: no PyTorch file, or one with objects that could run code") from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is not a whole PyTorch file") from error
     state_dict = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
@@ -379,8 +386,11 @@ def place_of(source: str, part: str) -> dict[str, Any]:
     """A `backbones` entry for `REPO`, `REPO@REVISION` or a folder.
 
     Raises:
+        ValueError: the source is a file.
         OSError: there is no such repository or folder.
     """
+    if os.path.isfile(source):
+        raise ValueError(f"{source} is a file: the {part} part is named by Hub id or folder")
     repo, _, revision = (source, "", "") if os.path.isdir(source) else source.partition("@")
     place: dict[str, Any] = {"repo": repo, "revision": commit_of(repo, revision or None)}
     config = AutoConfig.from_pretrained(repo, revision=place["revision"])
@@ -437,15 +447,15 @@ def name_backbones(config: InstructBLIPConfig, vision: str, language: str) -> No
     for part, place in places.items():
         if place["revision"] is None and not os.path.isdir(place["repo"]):
             raise ValueError(
-                f"the commit of {place['repo']} cannot be looked up, and a bridge-only release names it: connect to the "
-                f"Hub, or pass {place['repo']}@COMMIT for its {part} part"
+                f"the commit of {place['repo']} cannot be looked up, and a bridge-only release names it: connect to "
+                f"the Hub, or pass {place['repo']}@COMMIT for the {part} part"
             )
     theirs = AutoConfig.from_pretrained(places["language"]["repo"], revision=places["language"]["revision"])
     rows = theirs.get_text_config().vocab_size
     if rows < config.image_token_index:
         raise ValueError(
-            f"{language} has {rows} tokens, and LAVIS trained with {config.image_token_index}: a bridge cannot be laid on "
-            "it as it is. Convert without --bridge-only, or name a language model that has the pad token"
+            f"{language} has {rows} tokens and LAVIS trained with {config.image_token_index}: a bridge-only release "
+            "needs a language model that has the pad token, or convert without --bridge-only"
         )
     config.text_config.vocab_size = rows
     config.backbones = places
@@ -457,7 +467,7 @@ def save(
     """Write a folder that `from_pretrained` reads; it appears under its name only when it is whole."""
     model = empty_model(config)
     state_dict = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    # Assigning, not copying: a new T5 has its head tied to its embeddings, and copying would write both into one tensor.
+    # Assigned, not copied: a new T5 has its head tied to its embeddings, and copies would land in one tensor.
     for name in EMBEDDING_COPIES:
         if "language_model.shared.weight" in state_dict:
             state_dict[name] = state_dict["language_model.shared.weight"]
@@ -465,6 +475,26 @@ def save(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".instructblip-") as folder:
         model.save_pretrained(Path(folder) / output.name, bridge_only=bridge_only)
         (Path(folder) / output.name).rename(output)
+
+
+def add_backbones(
+    tensors: dict[str, torch.Tensor], absent: set[str], config: InstructBLIPConfig, options: argparse.Namespace
+) -> None:
+    """Read the frozen parts that the checkpoint lacks from where the command line says, into `tensors`.
+
+    Raises:
+        ValueError: a part is named nowhere, or is in the checkpoint as well.
+    """
+    for part, option, source, read in (
+        ("vision", "--vision", options.vision, read_vision),
+        ("language", "--llm", options.llm, read_language),
+    ):
+        if (part in absent) == (source is None):
+            problem = "has no" if part in absent else "has its own"
+            remedy = f"add {option}, or --bridge-only" if part in absent else f"leave out {option}"
+            raise ValueError(f"{options.checkpoint} {problem} {part} model: {remedy}")
+        if source is not None:
+            tensors.update(read(source, config))
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -483,28 +513,22 @@ def convert(options: argparse.Namespace) -> None:
     if options.init_from:
         tensors = merge_stages(convert_state_dict(load_lavis(options.init_from), config), tensors)
 
-    parts = {part_of(name) for name in tensors}
-    absent = {"vision", "language"} - parts
+    absent = {"vision", "language"} - {part_of(name) for name in tensors}
     bridge_only = options.bridge_only or (bool(absent) and options.llm is None and options.vision is None)
-    variant = VARIANTS[options.variant]
+    expected = expected_shapes(config)
     if bridge_only:
         tensors = {name: tensor for name, tensor in tensors.items() if part_of(name) == "bridge"}
-    else:
-        if options.vision is not None:
-            tensors = {**read_vision(options.vision, config), **tensors}
-        if options.llm is not None:
-            tensors = {**read_language(options.llm, config), **tensors}
-    expected = expected_shapes(config)
-    wanted = {name: shape for name, shape in expected.items() if not bridge_only or part_of(name) == "bridge"}
-    check_complete(tensors, wanted)
-    if bridge_only:
+        expected = {name: shape for name, shape in expected.items() if part_of(name) == "bridge"}
+        variant = VARIANTS[options.variant]
         name_backbones(config, options.vision or variant.vision_tower, options.llm or variant.language_model)
+    else:
+        add_backbones(tensors, absent, config, options)
+    check_complete(tensors, expected)
     save(tensors, config, output, getattr(torch, options.dtype), bridge_only)
     kind = "bridge-only release" if bridge_only else "whole model"
-    print(
-        f"Saved a {kind} in {output}. Put a processor beside it, for example the released one:\n"
-        f"  InstructBLIPProcessor.from_pretrained('Salesforce/instructblip-{options.variant}').save_pretrained('{output}')"
-    )
+    released = f"Salesforce/instructblip-{options.variant}"
+    print(f"Saved a {kind} in {output}. Put a processor beside it, for example the released one:")
+    print(f'  InstructBLIPProcessor.from_pretrained("{released}").save_pretrained("{output}")')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -523,7 +547,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--bridge-only",
         action="store_true",
-        help="save what trained and name the frozen parts; the default where CHECKPOINT lacks them and no source is given",
+        help="save what trained, name the rest; default if CHECKPOINT holds no more and no source is given",
     )
     parser.add_argument("--image-size", type=int, default=224, help="pixels; positions are interpolated (default 224)")
     parser.add_argument(
