@@ -27,7 +27,7 @@ setup(
     extras_require={
         "eval": ["lm-eval>=0.4.13", "scikit-learn"],
         "video": ["av"],
-        "dev": ["mypy", "pytest", "pytest-timeout", "ruff"],
+        "dev": ["pyrefly", "pytest", "pytest-timeout", "ruff", "setuptools>=77"],
     },
     entry_points={
         "console_scripts": [
