@@ -27,7 +27,7 @@ from .backbones import BackbonesMixin
 from .configuration_instruct_blip import InstructBLIPConfig
 from .generation_instruct_blip import GenerationAndRankingMixin
 from .modeling_qformer import InstructBLIPQFormerModel
-from .packing import align, logits_at, pack_rows, positions_from_mask, takes_custom_masks
+from .packing import align, logits_at, next_labels, pack_rows, positions_from_mask, takes_custom_masks
 
 logger = logging.get_logger(__name__)
 
@@ -143,6 +143,7 @@ class InstructBLIPForConditionalGeneration(
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         self.language_model = auto_class.from_config(config.text_config)
         self.post_init()
+        self.freeze_unread()
 
     # ---- parts
 
@@ -179,6 +180,11 @@ class InstructBLIPForConditionalGeneration(
             if any(name == part or name.startswith(part + ".") for part in self.bridge_modules):
                 yield name, parameter
 
+    def freeze_unread(self) -> None:
+        """Freeze Q-Former parameters that no output depends on: DistributedDataParallel would wait for their gradients."""
+        for parameter in self.qformer.unread_parameters(self.config.qformer_text_input):
+            parameter.requires_grad_(False)
+
     def freeze_backbones(self, language_model_dropout: bool = True) -> None:
         """Train nothing but the bridge (paper, section 2.3).
 
@@ -189,8 +195,7 @@ class InstructBLIPForConditionalGeneration(
         self.requires_grad_(False)
         for _, parameter in self.named_bridge_parameters():
             parameter.requires_grad_(True)
-        for parameter in self.qformer.unread_parameters(self.config.qformer_text_input):
-            parameter.requires_grad_(False)  # DistributedDataParallel waits for a gradient of every trained parameter
+        self.freeze_unread()
         self._modules_in_eval = (
             [self.vision_model] if language_model_dropout else [self.vision_model, self.language_model]
         )
@@ -479,7 +484,7 @@ class InstructBLIPForConditionalGeneration(
                 )
             return outputs, _cross_entropy(outputs.logits, packed.labels[packed.labels != -100], num_items_in_batch)
         if labels is not None:
-            labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # the label of each position's next token
+            labels = next_labels(labels, mask.to(labels.device))
             kwargs.setdefault("use_cache", False)
         if "position_ids" not in kwargs and "position_ids" in inspect.signature(self.language_model.forward).parameters:
             counted = mask if full_mask is None else full_mask
@@ -561,6 +566,12 @@ def _uses(
         return None, None
     if qformer_input_ids is not None and len(qformer_input_ids) != len(image_index):
         raise ValueError(f"image_index has {len(image_index)} rows for {len(qformer_input_ids)} instructions")
+    if torch.compiler.is_compiling():
+        # A fixed number of uses, so that the graph has no data-dependent shape: the unused go last, where no placeholder
+        # takes them.
+        flat = image_index.flatten()
+        order = torch.argsort((flat < 0).int(), stable=True)
+        return order // image_index.shape[1], flat[order].clamp(min=0)
     if image_index.numel() and int(image_index.max()) >= num_images:
         row = int((image_index >= num_images).any(dim=1).nonzero()[0])
         raise ValueError(f"sample {row} shows image {int(image_index[row].max())}, but there are {num_images} images")

@@ -35,6 +35,23 @@ def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
+def next_labels(labels: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The label of each position's next real token in its row, (rows, seq); -100 at padding and at the last token.
+
+    Args:
+        labels: (rows, seq), aligned with the inputs.
+        attention_mask: (rows, seq); the next real token may lie beyond padding, as when padded prompts are joined to
+            answers.
+    """
+    length = labels.shape[1]
+    real = attention_mask.bool()
+    columns = torch.arange(length, device=labels.device).expand_as(labels).masked_fill(~real, length)
+    following = columns.flip(1).cummin(dim=1).values.flip(1)  # the first real column from here on
+    following = nn.functional.pad(following[:, 1:], (0, 1), value=length)
+    shifted = nn.functional.pad(labels, (0, 1), value=-100).gather(1, following)
+    return shifted.masked_fill(~real, -100)
+
+
 def align(attention_mask: torch.Tensor, side: str, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Move all padding of every row to one side, keeping the order of the real columns.
 
@@ -76,9 +93,7 @@ def pack_rows(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, labels:
     """Drop the padding of (rows, seq) inputs; `labels` (rows, seq) are aligned with the inputs."""
     real = attention_mask.bool()
     positions = positions_from_mask(attention_mask)[real]
-    # Labels move one token forward inside the packed row; a row's first token is nobody's next token.
-    packed = labels[real].masked_fill(positions == 0, -100)
-    packed = torch.cat([packed[1:], packed.new_full((1,), -100)])
+    packed = next_labels(labels, attention_mask)[real]
     row = real.nonzero()[:, 0]
     allowed = (row[:, None] == row[None, :]).tril()
     mask = additive_mask(allowed[None, None], inputs_embeds.dtype)

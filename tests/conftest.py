@@ -114,20 +114,23 @@ IMAGE_TOKEN = 79
 
 @pytest.fixture
 def tiny_config():
-    """A factory of tiny configs: `tiny_config("llama", vision="siglip_vision_model", num_query_tokens=4)`."""
+    """A factory of tiny configs: `tiny_config("llama", vision="siglip_vision_model", num_query_tokens=4)`.
+
+    `text` and `qformer` are dicts of fields that differ from the usual tiny language model and Q-Former.
+    """
     from instructblip import InstructBLIPConfig
 
-    def make(language="t5", vision="instructblip_vision_model", **kwargs):
+    def make(language="t5", vision="instructblip_vision_model", text=None, qformer=None, **kwargs):
         vision_config = AutoConfig.for_model(vision, initializer_range=0.02, **VISION[vision])
-        qformer = dict(
+        qformer_config = dict(
             vocab_size=80, hidden_size=24, num_hidden_layers=4, num_attention_heads=4, intermediate_size=32,
             max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        )  # fmt: skip
+        ) | (qformer or {})  # fmt: skip
         kwargs = {"num_query_tokens": 4, "image_token_index": IMAGE_TOKEN, **kwargs}
         return InstructBLIPConfig(
             vision_config=vision_config,
-            qformer_config=qformer,
-            text_config=AutoConfig.for_model(language, **LANGUAGE[language]),
+            qformer_config=qformer_config,
+            text_config=AutoConfig.for_model(language, **{**LANGUAGE.get(language, {}), **(text or {})}),
             **kwargs,
         )
 
@@ -142,9 +145,11 @@ def tiny_model(tiny_config):
     def make(language="t5", **kwargs):
         model = InstructBLIPForConditionalGeneration(tiny_config(language, **kwargs)).eval()
         with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() > 1 and language != "t5":  # T5 starts with large weights
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1 and not (language == "t5" and name.startswith("language_model.")):
                     parameter.mul_(3)  # 0.02 gives near-uniform attention and logits, which would hide mistakes
+            if language == "t5":  # starts with large weights, and logits whose rounding alone is above 1e-5
+                model.language_model.shared.weight.mul_(0.3)
         return model
 
     return make
