@@ -133,7 +133,9 @@ def test_one_image_answers_every_prompt(processor, tiny_images):
 
 
 def test_rows_with_none_one_and_several_images(processor, words, tiny_images):
-    inputs = processor([None, tiny_images[0], tiny_images[1:3], []], ["what", "is", "this", "cat"], padding_side="right")
+    inputs = processor(
+        [None, tiny_images[0], tiny_images[1:3], []], ["what", "is", "this", "cat"], padding_side="right"
+    )
     assert inputs["image_index"].tolist() == [[-1, -1], [0, -1], [1, 2], [-1, -1]]
     counts = (inputs["input_ids"] == processor.image_token_id).sum(1)
     assert counts.tolist() == [0, 4, 8, 0]
@@ -310,7 +312,7 @@ def test_encoder_decoder_answers_are_the_labels(make_processor, words, tiny_imag
     processor = make_processor("t5")
     inputs = processor(tiny_images[0], ["what is this", "what"], answers=["cat", "red dog"])
     assert inputs["labels"].tolist() == [
-        words(processor, "cat </s>") + [-100],
+        [*words(processor, "cat </s>"), -100],
         words(processor, "red dog </s>"),
     ]
     assert torch.equal(inputs["input_ids"], processor(tiny_images[0], ["what is this", "what"])["input_ids"])
@@ -399,7 +401,9 @@ def test_an_answer_must_not_show_an_image(processor, tiny_images):
 def test_a_prompt_beyond_the_models_positions_is_refused(processor, tiny_images):
     processor.tokenizer.model_max_length = 10
     processor(tiny_images[0], "what is this cat ?")  # 4 + 1 + 5
-    with pytest.raises(ValueError, match="sample 1 is 11 tokens long, 4 of them image tokens, .* takes 10: .*max_length"):
+    with pytest.raises(
+        ValueError, match="sample 1 is 11 tokens long, 4 of them image tokens, .* takes 10: .*max_length"
+    ):
         processor(tiny_images[0], ["what", "what is this red cat ?"])
     processor(tiny_images[0], "what is this red cat ?", max_length=6)
 
@@ -459,7 +463,9 @@ def test_a_model_that_does_not_fit_is_refused_with_every_difference(processor, t
     config.image_token_id = 7
     config.num_query_tokens = 8
     config.qformer_config.vocab_size = 10
-    with pytest.raises(ValueError, match=r"image_token_id is \d+ here and 7 in the model; num_query_tokens is 4 here and 8"):
+    with pytest.raises(
+        ValueError, match=r"image_token_id is \d+ here and 7 in the model; num_query_tokens is 4 here and 8"
+    ):
         processor.check_compatible(config)
     with pytest.raises(ValueError, match="the Q-Former's tokenizer has .* tokens but the model only 10"):
         processor.check_compatible(config)

@@ -1,0 +1,114 @@
+"""Images from anywhere, and files that are damaged or hostile."""
+
+import base64
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from instructblip.processing.image_loading import image_key, is_image_source, open_image
+
+
+@pytest.fixture
+def png(tiny_images):
+    buffer = io.BytesIO()
+    tiny_images[0].save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_every_kind_of_source_gives_the_same_picture(tiny_images, png, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png)
+    encoded = base64.b64encode(png).decode()
+    sources = [path, str(path), png, {"bytes": png, "path": "b.png"}, {"bytes": None, "path": str(path)}]
+    for source in [*sources, encoded, f"data:image/png;base64,{encoded}", tiny_images[0]]:
+        assert is_image_source(source)
+        assert np.array_equal(open_image(source, "image"), tiny_images[0])
+
+
+def test_arrays_are_handed_on(tiny_images):
+    for array in (np.zeros((4, 4, 3)), torch.zeros(3, 4, 4), np.zeros((4, 4))):
+        assert is_image_source(array)
+        assert open_image(array, "image") is array
+    assert not is_image_source(np.zeros((2, 4, 4, 3)))
+    assert not is_image_source(3)
+    assert not is_image_source(tiny_images)
+
+
+def test_files_are_turned_upright_and_made_rgb(tmp_path):
+    image = Image.new("L", (4, 2))
+    exif = image.getexif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    image.save(tmp_path / "side.jpg", exif=exif)
+    opened = open_image(tmp_path / "side.jpg", "image")
+    assert (opened.size, opened.mode) == ((2, 4), "RGB")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"image 0 of sample 1 \(.*gone.png\) does not exist"):
+        open_image(tmp_path / "gone.png", "image 0 of sample 1")
+
+
+def test_data_that_is_no_image_is_named(tmp_path):
+    with pytest.raises(ValueError, match="image 2 of sample 7 is not an image"):
+        open_image(b"GIF?", "image 2 of sample 7")
+    with pytest.raises(ValueError, match=r"image 2 of sample 7 \(inside.jpg\) is not an image"):
+        open_image({"bytes": b"GIF?", "path": "inside.jpg"}, "image 2 of sample 7")
+
+
+def test_a_truncated_image_is_an_error_not_a_grey_area(png):
+    with pytest.raises(ValueError, match="image 0 of sample 1 cannot be read"):
+        open_image(png[: len(png) // 2], "image 0 of sample 1")
+
+
+def test_a_lazily_opened_truncated_image_is_named_with_its_file(png, tmp_path):
+    path = tmp_path / "cut.png"
+    path.write_bytes(png[: len(png) // 2])
+    with pytest.raises(ValueError, match=r"image 0 of sample 1 \(.*cut.png\) cannot be read"):
+        open_image(Image.open(path), "image 0 of sample 1")
+
+
+def bomb(width, height):
+    """A PNG whose header promises more than its few bytes hold."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
+    packed = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + packed
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])  # PIL warns above 89 million pixels and refuses above 179 million
+@pytest.mark.filterwarnings("error")
+def test_a_decompression_bomb_is_refused(side):
+    with pytest.raises(ValueError, match="image 0 of sample 1 is too large to be decoded safely"):
+        open_image(bomb(side, side), "image 0 of sample 1")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_lazily_opened_bomb_is_refused():
+    with pytest.raises(ValueError, match="image 0 of sample 1 is too large"):
+        open_image(Image.open(io.BytesIO(bomb(10_000, 10_000))), "image 0 of sample 1")
+
+
+def test_large_images_made_in_memory_are_not_bombs(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    image = Image.new("RGB", (8, 8))
+    assert open_image(image, "image") is image
+
+
+def test_formats_that_start_other_programs_are_not_opened():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    assert Image.open(io.BytesIO(postscript)).format == "EPS"  # PIL itself would
+    with pytest.raises(ValueError, match="is not an image"):
+        open_image(postscript, "image")
+
+
+def test_the_same_bytes_are_the_same_image_and_the_same_name_is_not(png):
+    same = {"bytes": bytes(bytearray(png)), "path": "x.png"}
+    assert image_key({"bytes": png, "path": "0001.png"}) == image_key(same)
+    assert image_key({"bytes": b"1", "path": "0001.png"}) != image_key({"bytes": b"2", "path": "0001.png"})
