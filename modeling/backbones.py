@@ -82,10 +82,17 @@ def describe_backbones(
     )
 
 
-def read_tensors(repo: str, revision: str | None, prefix: str, **hub: Any) -> dict[str, torch.Tensor]:
+def read_tensors(
+    repo: str, revision: str | None, prefix: str, subfolder: str = "", **hub: Any
+) -> dict[str, torch.Tensor]:
     """The safetensors of a checkpoint whose names begin with `prefix`, without it; only their shards are downloaded."""
     index = cached_file(
-        repo, SAFE_WEIGHTS_INDEX_NAME, revision=revision, _raise_exceptions_for_missing_entries=False, **hub
+        repo,
+        SAFE_WEIGHTS_INDEX_NAME,
+        revision=revision,
+        subfolder=subfolder,
+        _raise_exceptions_for_missing_entries=False,
+        **hub,
     )
     files = [SAFE_WEIGHTS_NAME]
     if index is not None:
@@ -94,8 +101,8 @@ def read_tensors(repo: str, revision: str | None, prefix: str, **hub: Any) -> di
         files = sorted({shard for name, shard in weight_map.items() if name.startswith(prefix)})
     tensors = {}
     for name in files:
-        with safe_open(cached_file(repo, name, revision=revision, **hub), framework="pt") as shard:
-            for key in shard.keys():
+        with safe_open(cached_file(repo, name, revision=revision, subfolder=subfolder, **hub), framework="pt") as shard:
+            for key in shard.keys():  # noqa: SIM118, safe_open does not iterate
                 if key.startswith(prefix):
                     tensors[key.removeprefix(prefix)] = shard.get_tensor(key)
     if not tensors:
@@ -143,8 +150,7 @@ class BackbonesMixin:
         """
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         config = config or describe_backbones(vision_id, llm_id, vision_revision, llm_revision, **hub)
-        model = cls._assemble(config, None, **kwargs)
-        return model
+        return cls._assemble(config, None, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -171,6 +177,7 @@ class BackbonesMixin:
             _quantize_language_model_only(kwargs["quantization_config"])
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze_unread()  # loading forgets what was frozen
         if kwargs.get("subfolder") is None:
             place = {"repo": str(pretrained_model_name_or_path), "revision": commit}
             model._loaded_from = {
@@ -187,13 +194,12 @@ class BackbonesMixin:
                 f"a bridge-only config must name its `vision` and `language` backbones, not {config.backbones}"
             )
         place = {key: kwargs.pop(key) for key in ("revision", "subfolder") if key in kwargs}
+        place["revision"] = place.get("revision")
         quantization = kwargs.pop("quantization_config", None)
         device_map = kwargs.pop("device_map", None)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        dtype = kwargs.get("dtype")
-        text_kwargs = {**kwargs, **({"device_map": device_map} if device_map is not None else {})}
-        if quantization is not None:
-            text_kwargs["quantization_config"] = quantization
+        text_kwargs = {"device_map": device_map, "quantization_config": quantization}
+        text_kwargs = {**kwargs, **{key: value for key, value in text_kwargs.items() if value is not None}}
 
         skeleton = copy.deepcopy(config)
         skeleton.bridge_only = False
@@ -203,25 +209,16 @@ class BackbonesMixin:
         text_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         vision = load_backbone(config.backbones["vision"], skeleton.vision_config, tower_class, **kwargs)
         language = load_backbone(config.backbones["language"], skeleton.text_config, text_class, **text_kwargs)
+        if device_map is not None:
+            vision.to(next(language.parameters()).device)
         eps = model.vision_layernorm.eps
         model.vision_model, model.language_model = vision, language
-        bridge_dtype = vision.dtype if dtype in (None, "auto") else vision.dtype
-        if release is None:
-            fresh = cls.new_bridge(skeleton)
-        else:
-            fresh = read_tensors(release, place.get("revision"), place.get("subfolder", ""), **hub)
-        _load_bridge(model, fresh, bridge_dtype, release)
         model.vision_layernorm.eps = eps
+        bridge = cls.new_bridge(skeleton) if release is None else read_tensors(release, prefix="", **place, **hub)
+        _load_bridge(model, bridge, vision, release)
+        model.freeze_unread()
         model.generation_config = _generation_config(model, release, place, hub)
-        model.eval()
-        if device_map is not None:
-            device = next(language.parameters()).device
-            model.vision_model.to(device)
-            for name, _ in list(model.named_bridge_parameters()):
-                owner, _, leaf = name.rpartition(".")
-                parent = model.get_submodule(owner)
-                setattr(parent, leaf, torch.nn.Parameter(getattr(parent, leaf).to(device)))
-        return model
+        return model.eval()
 
     @classmethod
     def new_bridge(cls, config: InstructBLIPConfig) -> dict[str, torch.Tensor]:
@@ -279,10 +276,10 @@ class BackbonesMixin:
 def _load_bridge(
     model: InstructBLIPForConditionalGeneration,
     tensors: dict[str, torch.Tensor],
-    dtype: torch.dtype,
+    like: PreTrainedModel,
     release: str | None,
 ) -> None:
-    """Put bridge tensors into a model whose bridge is still on the meta device; all of them, and nothing else."""
+    """Put bridge tensors, all of them and nothing else, into a model with none yet, with `like`'s dtype and device."""
     wanted = dict(model.named_bridge_parameters())
     missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     wrong = [name for name in set(wanted) & set(tensors) if wanted[name].shape != tensors[name].shape]
@@ -291,7 +288,8 @@ def _load_bridge(
             f"{release} is not a bridge for this config; missing {missing}, unexpected {unexpected}, "
             f"of another shape {sorted(wrong)}"
         )
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, strict=False, assign=True)
+    placed = {name: tensor.to(device=like.device, dtype=like.dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(placed, strict=False, assign=True)
 
 
 def _generation_config(model, release: str | None, place: dict[str, Any], hub: dict[str, Any]) -> GenerationConfig:
