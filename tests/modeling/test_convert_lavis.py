@@ -12,61 +12,28 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from instructblip import InstructBLIPConfig, InstructBLIPForConditionalGeneration
 from instructblip.modeling import convert_lavis
-from instructblip.modeling.convert_lavis import (
-    VARIANTS,
-    Variant,
-    convert_state_dict,
-    load_lavis,
-    main,
-    part_of,
-    variant_config,
-)
+from instructblip.modeling.convert_lavis import VARIANTS, Variant, convert_state_dict, load_lavis, main, part_of
 
 HEADS, QUERIES, IMAGE_TOKEN = 4, 4, 79
+# fmt: off
 VISION = {
-    "model_type": "instructblip_vision_model",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": HEADS,
-    "image_size": 28,
-    "patch_size": 7,
+    "model_type": "instructblip_vision_model", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": HEADS, "image_size": 28, "patch_size": 7,
 }
 QFORMER = {
-    "vocab_size": 60,
-    "hidden_size": 24,
-    "num_hidden_layers": 4,
-    "num_attention_heads": HEADS,
-    "intermediate_size": 32,
+    "vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": HEADS, "intermediate_size": 32,
     "max_position_embeddings": 64,
 }
 T5 = {
-    "model_type": "t5",
-    "d_model": 40,
-    "d_kv": 8,
-    "d_ff": 64,
-    "num_layers": 2,
-    "num_heads": 4,
-    "vocab_size": 80,
-    "feed_forward_proj": "gated-gelu",
-    "dense_act_fn": "gelu",
-    "tie_word_embeddings": False,
-    "decoder_start_token_id": 0,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
+    "model_type": "t5", "d_model": 40, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 80,
+    "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "tie_word_embeddings": False,
+    "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
 }
 LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 40,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 96,
-    "max_position_embeddings": 128,
-    "pad_token_id": 78,
-    "bos_token_id": 2,
-    "eos_token_id": 2,
+    "model_type": "llama", "hidden_size": 40, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 96,
+    "num_attention_heads": 4, "max_position_embeddings": 128, "pad_token_id": 78, "bos_token_id": 2, "eos_token_id": 2,
 }
+# fmt: on
 LAVIS_ROWS = {"t5": 80, "llama": 79}  # LAVIS' LLaMA has a pad token after its 78, but no image token
 FROZEN = ("visual_encoder.", "t5_model.", "llm_model.")
 
@@ -702,10 +669,15 @@ def test_the_variants_have_the_sizes_of_the_released_models():
         ("vicuna-7b", 4096, 32, 11008, 32),
         ("vicuna-13b", 5120, 40, 13824, 40),
     ):
-        config = variant_config(name)
+        config = convert_lavis.variant_config(name)
         text = config.text_config
         assert (text.hidden_size, text.num_hidden_layers, text.num_attention_heads) == (width, layers, heads)
-        assert (text.d_ff if config.is_encoder_decoder else text.intermediate_size) == feed_forward
+        if config.is_encoder_decoder:
+            assert text.d_ff == feed_forward
+            assert (text.dense_act_fn, text.is_gated_act, text.scale_decoder_outputs) == ("gelu", True, False)
+        else:
+            assert text.intermediate_size == feed_forward
+            assert (text.bos_token_id, text.eos_token_id, text.pad_token_id) == (2, 2, 32000)
         assert (config.vision_config.hidden_size, config.vision_config.num_hidden_layers) == (1408, 39)
         assert (config.qformer_config.vocab_size, config.num_query_tokens) == (30523, 32)
         assert config.post_layernorm_eps == 1e-5
