@@ -1,0 +1,42 @@
+"""Arguments of [`InstructBLIPTrainer`]: those of transformers, with the paper's instruction tuning as defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+
+@dataclass
+class InstructBLIPTrainingArguments(TrainingArguments):
+    """Everything in transformers' `TrainingArguments`; only what differs is written here.
+
+    The paper instruction-tunes for at most 60,000 steps with batches of 192 (FlanT5-XL), 128 (Vicuna-7B) or 64
+    (FlanT5-XXL, Vicuna-13B). Neither is a default here, because both depend on the data and the machine.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate (paper)."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Falls to 0 after the warm-up (paper)."})
+    warmup_steps: float = field(
+        default=1000, metadata={"help": "Linear warm-up (paper); below 1 it is a share of the whole run."}
+    )
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Of tensors with two or more dimensions, biases excepted (LAVIS)."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "0: gradients are not clipped (LAVIS)."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bfloat16 autocast and frozen weights. Default: where a GPU can do it."}
+    )
+    language_model_dropout: bool = field(
+        default=True, metadata={"help": "Keep dropout on inside the frozen language model while training (LAVIS)."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "The collator needs columns that the model does not."}
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = not (self.fp16 or self.use_cpu) and is_torch_bf16_gpu_available()
+        super().__post_init__()

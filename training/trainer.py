@@ -1,0 +1,164 @@
+"""[`InstructBLIPTrainer`]: transformers' Trainer, training the bridge between two frozen backbones."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
+
+from instructblip.modeling import InstructBLIPForConditionalGeneration
+from instructblip.processing import InstructBLIPCollator, InstructBLIPProcessor
+
+from .arguments import InstructBLIPTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+
+class InstructBLIPTrainer(Trainer):
+    """Train the Q-Former, its queries, the projection and the vision LayerNorm; everything else is frozen.
+
+    - Precision: what trains is float32, whatever it was loaded in, as steps of 1e-5 vanish in bfloat16. With
+      `args.bf16` (the default on GPUs that can) the frozen weights become bfloat16 and training runs under autocast;
+      without, they stay in the precision they came in. Quantized weights stay as they are.
+    - Loss: with gradient accumulation it is the mean over all answer tokens of a step, as if it were one batch.
+    - Checkpoints hold the bridge, optimizer, scheduler and RNG states. `save_model` writes a bridge-only release where
+      it is known which backbones the model was built from, else the whole model; `model.save_pretrained` writes either.
+
+    Args:
+        model: its backbones are frozen in place.
+        args: default `InstructBLIPTrainingArguments("trainer_output")`.
+        data_collator: default `InstructBLIPCollator(processing_class)`.
+        train_dataset, eval_dataset: samples for the collator, `{"image", "instruction", "response"}`. One with
+            `set_epoch` is told each epoch's number.
+        processing_class: an `InstructBLIPProcessor`, saved beside the model.
+        kwargs: what transformers' Trainer takes besides: `compute_metrics`, `callbacks`, ...
+
+    Raises:
+        TypeError: `model` is no InstructBLIP model.
+        ValueError: neither a processor nor a collator was passed, or processor and model do not belong together.
+    """
+
+    def __init__(
+        self,
+        model: InstructBLIPForConditionalGeneration,
+        args: InstructBLIPTrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: InstructBLIPProcessor | None = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(model, InstructBLIPForConditionalGeneration):
+            raise TypeError(f"InstructBLIPTrainer trains an InstructBLIP model, not a {type(model).__name__}")
+        if args is None:
+            args = InstructBLIPTrainingArguments("trainer_output")
+        if processing_class is not None:
+            processing_class.check_compatible(model.config)
+        self._save_whole_model = False
+        if data_collator is None:
+            if processing_class is None:
+                raise ValueError("pass processing_class=, the model's processor, or a data_collator")
+            data_collator = InstructBLIPCollator(processing_class)
+        model.freeze_backbones(language_model_dropout=args.language_model_dropout)
+        set_precision(model, torch.bfloat16 if args.bf16 else None)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if hasattr(train_dataset, "set_epoch"):
+            self.add_callback(TellEpoch(train_dataset))
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in LAVIS: one-dimensional tensors and biases do not decay, and so the queries do."""
+        return [name for name, p in model.named_parameters() if p.dim() > 1 and not name.endswith("bias")]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        if warmup >= num_training_steps:
+            logger.warning(
+                f"the warm-up takes {warmup} steps and the whole run only {num_training_steps}: the learning rate "
+                f"never reaches {self.args.learning_rate}. Lower warmup_steps; 0.03 warms up for 3 % of any run"
+            )
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if prediction_loss_only and "labels" in inputs:
+            inputs = {**inputs, "skip_logits": True}  # the loss needs vocabulary logits at answer tokens only
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model and processor: a bridge-only release where the backbones are known, else the whole model.
+
+        Checkpoints, for which the Trainer itself calls this, hold the bridge alone in either case.
+        """
+        self._save_whole_model = not _internal_call and not self._backbones_are_known()
+        super().save_model(output_dir, _internal_call=_internal_call)
+
+    def _backbones_are_known(self) -> bool:
+        model = self.accelerator.unwrap_model(self.model)
+        return bool(model.config.backbones or getattr(model, "_loaded_from", None))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if self._save_whole_model:
+            super()._save(output_dir, state_dict)
+            return
+        if not self.args.should_save:
+            return
+        output_dir = output_dir or self.args.output_dir
+        os.makedirs(output_dir, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        if self._backbones_are_known():
+            model.save_pretrained(output_dir, bridge_only=True)
+        else:  # enough to resume; loading it as a model says that the backbones are missing
+            config = copy.deepcopy(model.config)
+            config.bridge_only = True
+            config.save_pretrained(output_dir)
+            save_file(model.bridge_state_dict(), os.path.join(output_dir, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
+        torch.save(self.args, os.path.join(output_dir, TRAINING_ARGS_NAME))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint of another bridge; the frozen tensors are missing from every checkpoint."""
+        bridge = dict(self.model.named_bridge_parameters())
+        missing = [name for name in load_result.missing_keys if name in bridge]
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"the checkpoint does not belong to this model: missing {missing}, unexpected "
+                f"{list(load_result.unexpected_keys)}"
+            )
+
+
+class TellEpoch(TrainerCallback):
+    """Tells a dataset each epoch's number; accelerate's loader does not where a run resumes within an epoch."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+
+def set_precision(model: InstructBLIPForConditionalGeneration, frozen_dtype: torch.dtype | None) -> None:
+    """Make the bridge float32 and, unless `frozen_dtype` is None, the backbones `frozen_dtype`.
+
+    Buffers and quantized weights keep their type.
+    """
+    bridge = {id(parameter) for _, parameter in model.named_bridge_parameters()}
+    for parameter in model.parameters():
+        dtype = torch.float32 if id(parameter) in bridge else frozen_dtype
+        if dtype is not None and parameter.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.to(dtype)
