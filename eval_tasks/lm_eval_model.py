@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import lm_eval.models  # noqa: F401  first: lm-eval registers its own models only while the registry is empty
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
@@ -138,15 +141,15 @@ class InstructBLIPEvalModel(LM):
 
     def _join_processes(self, device: str | None) -> None:
         """Find this process's place among the others, and its device."""
-        from accelerate import PartialState
-
-        wanted = torch.device(device) if device else None
-        if wanted is not None and wanted.type == "cuda" and not torch.cuda.is_available():
+        wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if wanted.type == "cuda" and not torch.cuda.is_available():
             logger.warning("no GPU for device=%s: running on the CPU", device)  # lm-eval's own default is cuda:0
             wanted = torch.device("cpu")
-        state = PartialState(cpu=True) if wanted is not None and wanted.type == "cpu" else PartialState()
-        self._rank, self._world_size = state.process_index, state.num_processes
-        self._device = state.device if wanted is None or self._world_size > 1 else wanted
+        self._device = wanted
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.distributed.is_initialized():
+            state = PartialState(cpu=wanted.type == "cpu")
+            self._rank, self._world_size = state.process_index, state.num_processes  # over all nodes
+            self._device = state.device
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> InstructBLIPEvalModel:
@@ -196,7 +199,7 @@ class InstructBLIPEvalModel(LM):
         members = list(groups.values())
         candidates = [list({requests[i].args[1].strip(): None for i in numbers}) for numbers in members]
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for group, scores in self._rank([prompts[numbers[0]] for numbers in members], candidates):
+        for group, scores in self._rank_batches([prompts[numbers[0]] for numbers in members], candidates):
             score_of = dict(zip(candidates[group], scores.tolist(), strict=True))
             for number in members[group]:
                 results[number] = (score_of[requests[number].args[1].strip()], False)
@@ -214,7 +217,7 @@ class InstructBLIPEvalModel(LM):
         """
         prompts = [self._prompt(request) for request in requests]
         results: list[np.ndarray] = [np.empty(0)] * len(requests)
-        for number, scores in self._rank(prompts, [request.args[1] for request in requests]):
+        for number, scores in self._rank_batches(prompts, [request.args[1] for request in requests]):
             results[number] = scores
         return results
 
@@ -239,8 +242,6 @@ class InstructBLIPEvalModel(LM):
         }
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        from accelerate.utils import gather
-
         return gather(tensor)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
@@ -291,14 +292,16 @@ class InstructBLIPEvalModel(LM):
             padding=True,
             return_tensors="pt",
         )
-        return inputs.to(self.device, dtype=self.model.dtype)
+        return inputs.to(self.device)  # the model brings pictures to the precision of its vision tower
 
     def _generate(self, prompts: Sequence[Prompt], settings: dict[str, Any]) -> list[str]:
         with torch.inference_mode():
             tokens = self.model.generate(**self._inputs(prompts), **settings)
         return self.processor.batch_decode(tokens, skip_special_tokens=True)
 
-    def _rank(self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]]) -> Iterator[tuple[int, np.ndarray]]:
+    def _rank_batches(
+        self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Score candidates in batches of prompts; yields the number of a prompt and its candidates' log-likelihoods."""
         ids_of: dict[str, list[int]] = {}  # a vocabulary comes with every document: tokenize it once
         progress = self._progress(len(prompts), "ranking")

@@ -6,7 +6,7 @@ lm-eval's `multiple_choice` makes a request of every choice: 73 million of them 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from instructblip.eval_tasks.metrics import normalise_answer
 class RankCandidatesTask(ConfigurableTask):
     """A task whose prediction is the likeliest of the answers in its training split (YAML: `class: !function ...`).
 
-    `process_results` gets that answer, as it would get a generated one. A tie goes to the candidate named first.
+    `process_results` gets that answer, as it would a generated one. A tie goes to the candidate that comes first.
     `output_type` must be `multiple_choice`, which is what lm-eval takes it for while it checks the configuration.
     """
 
@@ -47,8 +47,14 @@ class RankCandidatesTask(ConfigurableTask):
         arguments = (ctx, self.candidates, {"visual": self.doc_to_image(doc)})
         return Instance(request_type=self.OUTPUT_TYPE, doc=doc, arguments=arguments, idx=0, **kwargs)
 
-    def process_results(self, doc: dict[str, Any], results: Sequence[np.ndarray]) -> dict[str, Any]:
-        return self.config.process_results(doc, [self.candidates[int(np.argmax(results[0]))]])
+    def apply_filters(self) -> None:
+        """Replace the scores by the answer that they name, which is what samples log and `process_results` gets."""
+        for instance in self.instances:
+            instance.filtered_resps["none"] = self.candidates[int(np.argmax(instance.resps[0]))]
+
+    def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+        predict_only = not callable(self.config.process_results)  # lm-eval has taken the function away
+        return {} if predict_only else self.config.process_results(doc, results)
 
 
 def answer_vocabulary(answers: Iterable[str]) -> list[str]:
