@@ -15,7 +15,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from .packing import additive_mask, align, logits_at, positions_from_mask
+from .packing import additive_mask, align, attention_as, logits_at, positions_from_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +55,8 @@ def _one_row(prompt: dict[str, Any], row: int) -> dict[str, Any]:
         if prompt.get(key) is not None:
             alone[key] = prompt[key][row : row + 1]
     index = prompt.get("image_index")
+    if index is not None and prompt.get("pixel_values") is not None and prompt["pixel_values"].dim() == 5:
+        prompt = {**prompt, "pixel_values": prompt["pixel_values"].flatten(0, 1)}
     shown = [row] if index is None else index[row][index[row] >= 0].tolist()
     for key in ("pixel_values", "image_embeds"):
         if prompt.get(key) is not None and shown:
@@ -171,7 +173,8 @@ def score_candidates_packed(model: PreTrainedModel, candidates: Candidates, **pr
             tries[id(row_candidates)] = CandidateTrie.build(row_candidates)
     row_tries = [tries[id(row_candidates)] for row_candidates in candidates]
     scorer = _EncoderDecoderScorer if model.config.is_encoder_decoder else _DecoderScorer
-    return scorer(model.language_model, embeds, mask).score(row_tries)
+    with attention_as(model.language_model, "sdpa"):  # which takes the trie's mask, as flash attention does not
+        return scorer(model.language_model, embeds, mask).score(row_tries)
 
 
 class _DecoderScorer:

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import GenerationConfig
 
 from .candidate_ranking import score_candidates_naively, score_candidates_packed
-from .packing import align, positions_from_mask, takes_custom_masks
-from .shared_prefix import share_prompt, share_source, shared_prefix
+from .packing import align, attention_as, has_plain_attention, positions_from_mask
+from .shared_prefix import SHARED_PREFIX, share_prompt, share_source
 
 if TYPE_CHECKING:
     pass
@@ -66,18 +66,21 @@ class GenerationAndRankingMixin:
                 setattr(config, name, value)
         mask, embeds = align(mask.to(embeds.device), "right" if self.config.is_encoder_decoder else "left", embeds)
         arguments = {"inputs_embeds": embeds, "attention_mask": mask, "generation_config": config, **generate_kwargs}
-        if self._may_share_prompt(config, generate_kwargs):
+        if embeds.shape[1] > 1 and self._may_share_prompt(config, generate_kwargs):
             arguments.update(self._shared_prompt(embeds, mask, config))
             if self.config.is_encoder_decoder:
                 arguments.pop("inputs_embeds")
-            with shared_prefix(self.language_model):
+            with attention_as(self.language_model, SHARED_PREFIX):
                 output = self.language_model.generate(**arguments)
         else:
             output = self.language_model.generate(**arguments)
         if not self.config.is_encoder_decoder:
             return output
-        start = generate_kwargs.get("decoder_input_ids")  # an encoder-decoder returns what its decoder began with
-        begun = 1 if start is None else start.shape[1]
+        # An encoder-decoder returns what its decoder began with; transformers puts the start token before a given
+        # beginning that lacks it.
+        begun, given = 1, generate_kwargs.get("decoder_input_ids")
+        if given is not None:
+            begun = given.shape[1] + int(bool((given[:, 0] != config.decoder_start_token_id).all()))
         if isinstance(output, torch.Tensor):
             return output[:, begun:]
         output.sequences = output.sequences[:, begun:]
@@ -91,7 +94,7 @@ class GenerationAndRankingMixin:
             raise ValueError("input_ids is missing and rows have different numbers of images: pass prompts")
         rows = len(images) if image_index is None else len(image_index)
         each = images.shape[1] if images.dim() == 5 else 1 if image_index is None else image_index.shape[1]
-        start = self.config.text_config.bos_token_id
+        start = getattr(self.config.text_config, "bos_token_id", None)
         ids = [self.config.image_token_id] * self.config.num_query_tokens * each
         ids += [start] if start is not None and not self.config.is_encoder_decoder else []
         return torch.tensor([ids] * rows, device=images.device)
@@ -108,12 +111,11 @@ class GenerationAndRankingMixin:
     def _may_share_prompt(self, config: GenerationConfig, kwargs: dict[str, Any]) -> bool:
         """Whether several hypotheses per row read one prompt, and nothing asked for needs transformers' own cache."""
         beams = max(config.num_beams or 1, config.num_return_sequences or 1)
-        plain = self.config.text_config.model_type == "t5" or takes_custom_masks(self.language_model)
+        plain = self.config.text_config.model_type == "t5" or has_plain_attention(self.language_model)
         special = ("past_key_values", "assistant_model", "custom_generate", "encoder_outputs", "decoder_input_ids")
         return (
             beams > 1
             and plain
-            and self.language_model.config._attn_implementation == "sdpa"
             and config.use_cache is not False
             and config.cache_implementation is None
             and not (config.output_attentions or config.output_hidden_states)
@@ -184,10 +186,13 @@ class GenerationAndRankingMixin:
             qformer_input_ids=qformer_input_ids,
             qformer_attention_mask=qformer_attention_mask,
         )
-        rows = len(input_ids if input_ids is not None else inputs_embeds)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds")
+        rows = len(input_ids if inputs_embeds is None else inputs_embeds)
         end = self.config.is_encoder_decoder if add_end_token is None else add_end_token
-        per_row = _candidates_per_row(candidates, rows, [self._end_token_id()] if end else [])
-        fast = self.config.text_config.model_type == "t5" or takes_custom_masks(self.language_model)
+        vocabulary = self.get_input_embeddings().num_embeddings
+        per_row = _candidates_per_row(candidates, rows, [self._end_token_id()] if end else [], vocabulary)
+        fast = self.config.text_config.model_type == "t5" or has_plain_attention(self.language_model)
         score: Callable = score_candidates_packed if packed and fast else score_candidates_naively
         scores = score(self, per_row, **prompt)
         if length_normalize:
@@ -204,7 +209,9 @@ class GenerationAndRankingMixin:
         return end[0] if isinstance(end, (list, tuple)) else end
 
 
-def _candidates_per_row(candidates: Sequence, rows: int, suffix: list[int]) -> list[list[tuple[int, ...]]]:
+def _candidates_per_row(
+    candidates: Sequence, rows: int, suffix: list[int], vocabulary: int
+) -> list[list[tuple[int, ...]]]:
     """Candidates as tuples with the end token, one list a row."""
     shared = len(candidates) > 0 and len(candidates[0]) > 0 and not isinstance(candidates[0][0], (list, tuple))
     lists = [candidates] * rows if shared else list(candidates)
@@ -220,5 +227,10 @@ def _candidates_per_row(candidates: Sequence, rows: int, suffix: list[int]) -> l
         for number, ids in enumerate(row_candidates):
             if len(ids) == 0:
                 raise ValueError(f"candidate {number} of sample {row} has no tokens")
+            if not 0 <= min(ids) <= max(ids) < vocabulary:
+                raise ValueError(
+                    f"candidate {number} of sample {row} has token {max(ids)}, but the language model's vocabulary has "
+                    f"{vocabulary}: encode candidates with its own tokenizer"
+                )
         cleaned.append([tuple(int(token) for token in ids) + tuple(suffix) for ids in row_candidates])
     return cleaned

@@ -27,7 +27,7 @@ from .backbones import BackbonesMixin
 from .configuration_instruct_blip import InstructBLIPConfig
 from .generation_instruct_blip import GenerationAndRankingMixin
 from .modeling_qformer import InstructBLIPQFormerModel
-from .packing import align, logits_at, next_labels, pack_rows, positions_from_mask, takes_custom_masks
+from .packing import align, has_plain_attention, logits_at, next_labels, pack_rows, positions_from_mask
 
 logger = logging.get_logger(__name__)
 
@@ -42,8 +42,8 @@ class InstructBLIPOutput(ModelOutput):
             supervised positions only.
         image_features: (uses, query, llm_hidden), what the language model reads in place of the placeholders.
         past_key_values, hidden_states, attentions: of a decoder-only language model, when asked for.
-        encoder_last_hidden_state: (rows, seq, hidden), encoder-decoder only; the other encoder, decoder and cross fields
-            are those of transformers' `Seq2SeqLMOutput`, when asked for.
+        encoder_last_hidden_state: (rows, seq, hidden), encoder-decoder only; the other encoder, decoder and cross
+            fields are those of transformers' `Seq2SeqLMOutput`, when asked for.
         vision_attentions, qformer_attentions, qformer_cross_attentions: of the towers, with `output_attentions=True`
             and `attn_implementation="eager"`; the last is (uses, heads, query, patches) per layer with cross-attention.
     """
@@ -126,7 +126,7 @@ class InstructBLIPForConditionalGeneration(
     """The whole generative model; its state dict has the keys of `Salesforce/instructblip-*`."""
 
     # What trains, and so what a bridge-only release holds (paper, section 2.3; LAVIS also trains the vision LayerNorm).
-    bridge_modules = ("query_tokens", "qformer", "language_projection", "vision_model.post_layernorm", "ln_vision")
+    bridge_modules = ("query_tokens", "qformer", "language_projection")
 
     def __init__(self, config: InstructBLIPConfig):
         super().__init__(config)
@@ -176,12 +176,14 @@ class InstructBLIPForConditionalGeneration(
 
     def named_bridge_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that instruction tuning trains: queries, Q-Former, projection and the vision LayerNorm."""
+        # Towers other than the EVA one have a `post_layernorm` of their own, which is frozen with them.
+        norm = "vision_model.post_layernorm" if _is_eva(self.vision_model) else "ln_vision"
         for name, parameter in self.named_parameters():
-            if any(name == part or name.startswith(part + ".") for part in self.bridge_modules):
+            if any(name == part or name.startswith(part + ".") for part in (*self.bridge_modules, norm)):
                 yield name, parameter
 
     def freeze_unread(self) -> None:
-        """Freeze Q-Former parameters that no output depends on: DistributedDataParallel would wait for their gradients."""
+        """Freeze Q-Former parameters that no output depends on, whose gradients DistributedDataParallel would await."""
         for parameter in self.qformer.unread_parameters(self.config.qformer_text_input):
             parameter.requires_grad_(False)
 
@@ -222,7 +224,8 @@ class InstructBLIPForConditionalGeneration(
             ValueError: the tower cannot take this image size.
         """
         tower = self.vision_model
-        frozen = not any(p.requires_grad for n, p in tower.named_parameters() if not n.startswith("post_layernorm"))
+        outside = "post_layernorm" if _is_eva(tower) else "ln_vision"  # a trained LayerNorm is not the tower's
+        frozen = not any(p.requires_grad for n, p in tower.named_parameters() if not n.startswith(outside))
         pixel_values = pixel_values.to(device=_device(tower), dtype=tower.dtype)
         size = self.config.vision_config.image_size
         size = (size, size) if isinstance(size, int) else tuple(size)
@@ -330,7 +333,12 @@ class InstructBLIPForConditionalGeneration(
             is_image = input_ids == image_token if image_token is not None else torch.zeros_like(input_ids).bool()
             # A placeholder's own embedding is never read, and its id may lie beyond the vocabulary.
             inputs_embeds = embed(input_ids.masked_fill(is_image, 0))
-        elif image_token is None:
+        elif image_token is None or image_token >= embed.num_embeddings:
+            if features is not None:
+                raise ValueError(
+                    "inputs_embeds cannot hold placeholders, because image_token_id is not in the language model's "
+                    "vocabulary: pass input_ids"
+                )
             is_image = inputs_embeds.new_zeros(inputs_embeds.shape[:2], dtype=torch.bool)
         else:
             is_image = (inputs_embeds == embed(torch.tensor(image_token, device=inputs_embeds.device))).all(dim=-1)
@@ -343,10 +351,15 @@ class InstructBLIPForConditionalGeneration(
             inputs_embeds = inputs_embeds.masked_scatter(is_image[..., None].to(inputs_embeds.device), features)
         return inputs_embeds, attention_mask, is_image
 
-    def _check_length(self, length: int) -> None:
+    def _check_length(self, attention_mask: torch.Tensor) -> None:
+        length = attention_mask.shape[1]
         text_config = self.config.text_config
         positions = None if self.config.is_encoder_decoder else getattr(text_config, "max_position_embeddings", None)
-        if positions is not None and length > positions:
+        if (
+            positions is not None
+            and length > positions
+            and (length := int(attention_mask.sum(dim=1).max())) > positions
+        ):
             raise ValueError(
                 f"a prompt of {length} tokens is longer than the {positions} positions of the language model "
                 f"({text_config.model_type}): shorten it or pass max_length to the processor"
@@ -368,7 +381,8 @@ class InstructBLIPForConditionalGeneration(
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, InstructBLIPImageFeatures | None]:
         """Embeddings of text and images, (rows, seq, hidden), the mask, the placeholders' places, and the features."""
         features = None
-        if pixel_values is not None or image_embeds is not None:
+        unused = image_index is not None and not torch.compiler.is_compiling() and not (image_index >= 0).any()
+        if (pixel_values is not None or image_embeds is not None) and not unused:
             features = self.get_image_features(
                 pixel_values=pixel_values,
                 image_embeds=image_embeds,
@@ -381,7 +395,7 @@ class InstructBLIPForConditionalGeneration(
                 image_index = torch.zeros(pixel_values.shape[:2], dtype=torch.long, device=pixel_values.device)
         pooled = None if features is None else features.pooler_output
         embeds, mask, is_image = self._merge(input_ids, attention_mask, inputs_embeds, image_index, pooled)
-        self._check_length(embeds.shape[1])
+        self._check_length(mask)
         return embeds, mask, is_image, features
 
     # ---- training and scoring
@@ -456,7 +470,10 @@ class InstructBLIPForConditionalGeneration(
             outputs, loss = self._decoder_only(
                 embeds, mask, is_image, labels, num_items_in_batch, skip_logits, attention_mask, kwargs
             )
-        features = features or InstructBLIPImageFeatures()
+        if features is None:
+            features = InstructBLIPImageFeatures()
+            if loss is not None and self.training and torch.is_grad_enabled():
+                loss = loss + self._no_image()
         output = InstructBLIPOutput(
             loss=loss,
             logits=None if skip_logits else outputs.logits,
@@ -469,11 +486,22 @@ class InstructBLIPForConditionalGeneration(
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
+    def _no_image(self) -> torch.Tensor:
+        """Zero that depends on the bridge, so that a batch without images has zero gradients for it and not none.
+
+        Without it such a batch cannot be trained on alone, and processes whose batches have images would wait for it.
+        """
+        norm = self.vision_layernorm.weight
+        text = torch.zeros(1, 1, dtype=torch.long, device=norm.device) if self.config.qformer_text_input else None
+        features = self.get_image_features(image_embeds=torch.zeros_like(norm)[None, None], qformer_input_ids=text)
+        return 0.0 * features.pooler_output.float().sum()
+
     def _decoder_only(self, embeds, mask, is_image, labels, num_items_in_batch, skip_logits, full_mask, kwargs):
         """Run a decoder-only language model; returns its output and the loss (None without labels)."""
         if labels is not None:
             labels = labels.to(embeds.device).masked_fill(is_image, -100)  # a placeholder is never an answer
-        if skip_logits and takes_custom_masks(self.language_model):
+        dense_masks = self.language_model.config._attn_implementation in ("sdpa", "eager")
+        if skip_logits and dense_masks and has_plain_attention(self.language_model):
             packed = pack_rows(embeds, mask.to(embeds.device), labels)
             with logits_at(self.language_model, packed.labels != -100):
                 outputs = self.language_model(
@@ -508,6 +536,8 @@ class InstructBLIPForConditionalGeneration(
             kwargs.setdefault("use_cache", False)
             if decoder_ids is None and kwargs.get("decoder_inputs_embeds") is None:
                 decoder_ids = self._shift_right(labels)
+        if decoder_ids is None and kwargs.get("decoder_inputs_embeds") is None:
+            raise ValueError("an encoder-decoder language model needs labels or decoder_input_ids")
         with logits_at(self.language_model, labels != -100 if skip_logits else None):
             outputs = self.language_model(
                 inputs_embeds=embeds,

@@ -217,8 +217,6 @@ class InstructBLIPQFormerModel(PreTrainedModel):
         super().__init__(config)
         self.embeddings = InstructBLIPQFormerEmbeddings(config)
         self.encoder = InstructBLIPQFormerEncoder(config)
-        for parameter in self.unread_parameters():
-            parameter.requires_grad_(False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

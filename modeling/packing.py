@@ -14,15 +14,31 @@ from torch import nn
 PLAIN_DECODERS = frozenset({"gpt2", "llama", "mistral", "opt", "qwen2", "qwen3"})
 
 
-def takes_custom_masks(language_model: nn.Module) -> bool:
+def has_plain_attention(language_model: nn.Module) -> bool:
     """Whether rows may be packed, tries scored and prompts shared by beams with this decoder-only language model."""
     config = language_model.config
     return (
         config.model_type in PLAIN_DECODERS
-        and config._attn_implementation in ("sdpa", "eager")
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and getattr(config, "sliding_window", None) is None
     )
+
+
+@contextmanager
+def attention_as(language_model: nn.Module, implementation: str) -> Iterator[None]:
+    """Inside, every part of `language_model` computes attention by the registered function `implementation`.
+
+    For inference only: gradient checkpointing would run the function again after the block.
+    """
+    configs = {id(module.config): module.config for module in language_model.modules() if hasattr(module, "config")}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation = implementation
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
 
 
 def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -8,8 +8,6 @@ transformers'.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -128,17 +126,3 @@ def _attend_prefix_and_suffix(
 
 AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
 AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)
-
-
-@contextmanager
-def shared_prefix(language_model: nn.Module) -> Iterator[None]:
-    """Let `language_model` read caches made by `share_prompt` or `share_source` inside the block."""
-    configs = {id(module.config): module.config for module in language_model.modules() if hasattr(module, "config")}
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    try:
-        for config in configs.values():
-            config._attn_implementation = SHARED_PREFIX
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
