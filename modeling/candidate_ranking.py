@@ -118,7 +118,7 @@ class CandidateTrie:
         return trie
 
     def blocks(self) -> Iterator[TrieBlock]:
-        """Cut the nodes into runs of at most `MAX_BLOCK`, with the ancestors of a run's first node repeated in front."""
+        """Cut the nodes into runs of at most `MAX_BLOCK`, the ancestors of a run's first node repeated in front."""
         start = 0
         while start < len(self.tokens):
             ancestors: list[int] = []
@@ -204,7 +204,7 @@ class _DecoderScorer:
             logits = self.run(chunk)
             for number, (row, block) in enumerate(chunk):
                 _score_edges(scores[row], logits[number], block, offset=0)
-        return [trie.sum_paths(row_scores) for trie, row_scores in zip(tries, scores)]
+        return [trie.sum_paths(row_scores) for trie, row_scores in zip(tries, scores, strict=True)]
 
     def run(self, chunk: list[tuple[int, TrieBlock]]) -> torch.Tensor:
         device = self.mask.device
@@ -247,7 +247,7 @@ class _EncoderDecoderScorer:
             logits = self.run(chunk)
             for number, (row, block) in enumerate(chunk):
                 _score_edges(scores[row], logits[number], block, offset=1)
-        return [trie.sum_paths(row_scores) for trie, row_scores in zip(tries, scores)]
+        return [trie.sum_paths(row_scores) for trie, row_scores in zip(tries, scores, strict=True)]
 
     def run(self, chunk: list[tuple[int, TrieBlock]]) -> torch.Tensor:
         """Logits (blocks, 1 + nodes, vocabulary); the first position is the decoder's start token."""

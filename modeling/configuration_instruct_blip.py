@@ -36,7 +36,7 @@ class InstructBLIPQFormerConfig(PreTrainedConfig):
 
 
 class InstructBLIPConfig(PreTrainedConfig):
-    """Configuration of [`InstructBLIPForConditionalGeneration`]; reads the official `Salesforce/instructblip-*` configs.
+    """Configuration of [`InstructBLIPForConditionalGeneration`]; reads `Salesforce/instructblip-*` configs as well.
 
     The sub-configs may be objects or dicts with a `model_type`. The defaults are the released vision tower
     (EVA ViT-g/14, 39 blocks), the released Q-Former and transformers' default T5.
@@ -47,7 +47,8 @@ class InstructBLIPConfig(PreTrainedConfig):
         text_config: any config that `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM` builds.
         num_query_tokens: query tokens, and so language-model positions, per image.
         image_token_index: id of the placeholder token in the language model's vocabulary; `image_token_id` is the same.
-        qformer_text_input: whether the Q-Former reads the instruction. False is BLIP-2 and the paper's ablation (Table 2).
+        qformer_text_input: whether the Q-Former reads the instruction. False is BLIP-2, and the paper's ablation
+            (Table 2).
         post_layernorm_eps: eps of the LayerNorm after the vision tower. None keeps the tower's own, as the official
             `Salesforce/instructblip-*` folders do (1e-6); LAVIS computed and trained with 1e-5.
         backbones: where a bridge-only release finds its frozen parts: `{"vision": {...}, "language": {...}}`, each with
@@ -89,3 +90,12 @@ class InstructBLIPConfig(PreTrainedConfig):
             raise ValueError(f"num_query_tokens is {self.num_query_tokens}: an image needs at least one query token")
         self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
         self.is_encoder_decoder = self.text_config.is_encoder_decoder
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """transformers' loader; an official config, whose `model_type` is `instructblip`, becomes one of ours."""
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config.get("model_type") == "instructblip":
+            config["model_type"] = cls.model_type
+            config.get("qformer_config", {})["model_type"] = InstructBLIPQFormerConfig.model_type
+        return config, kwargs

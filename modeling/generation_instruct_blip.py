@@ -197,7 +197,8 @@ class GenerationAndRankingMixin:
         scores = score(self, per_row, **prompt)
         if length_normalize:
             scores = [
-                row / row.new_tensor([len(ids) for ids in ids_of_row]) for row, ids_of_row in zip(scores, per_row)
+                row / row.new_tensor([len(ids) for ids in ids_of_row])
+                for row, ids_of_row in zip(scores, per_row, strict=True)
             ]
         return nn.utils.rnn.pad_sequence(scores, batch_first=True, padding_value=float("-inf"))
 
