@@ -1,0 +1,55 @@
+"""The tables that a comparison prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timing import Ratio
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """Machine, then a table of the same work, one of shared and cached work, and one of memory."""
+    machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
+    timed = [row for row in report["rows"] if row["name"] != "memory"]
+    sections = [f"Machine and setting: {machine}."]
+    for apart, title in ((False, "The same work"), (True, "Shared images and cached features (ours has less to do)")):
+        rows = [row for row in timed if row["apart"] == apart]
+        if rows:
+            sections.append(f"### {title}\n\n{_timing_table(rows)}")
+    memory = [row for row in report["rows"] if row["name"] == "memory"]
+    if memory:
+        sections.append(f"### Peak memory of a training step, batch 16 (MiB)\n\n{_memory_table(memory)}")
+    return "\n\n".join(sections)
+
+
+def _timing_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| Row | LLM | Peer, s | Peer again (A/A) | Peer tuned | Ours | Ours over tuned peer | Equal results |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        seconds = sorted(row["seconds"]["peer"])
+        ratios = [
+            str(Ratio(**row["ratios"][name])) if name in row["ratios"] else "-"
+            for name in ("peer again", "peer tuned", "ours", "ours over tuned")
+        ]
+        cells = [row["title"], row["language"], f"{seconds[len(seconds) // 2]:.3f}", *ratios, row["equal"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    notes = dict.fromkeys(f"{row['title']} ({row['language']}): {row['note']}." for row in rows if row["note"])
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes)
+
+
+def _memory_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| LLM | Model | Peak over weights and optimizer | of peer | Saved for backward | of peer | Peak in all |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        peer = row["mib"]["peer"]
+        for name, mib in row["mib"].items():
+            over, saved = mib["over_weights"], mib["saved"]
+            lines.append(
+                f"| {row['language']} | {name} | {over:.0f} | {over / peer['over_weights']:.2f}x "
+                f"| {saved:.0f} | {saved / peer['saved']:.2f}x | {mib['total']:.0f} |"
+            )
+    return "\n".join(lines)

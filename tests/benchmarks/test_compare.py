@@ -1,0 +1,66 @@
+"""The benchmark's command runs and its own checks of equal results can fail; nothing here looks at a time."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import compare
+
+    return compare
+
+
+@pytest.mark.parametrize("language", ["llama", "t5"])
+def test_both_models_do_the_same_work(compare, language, tmp_path, capsys):
+    rows = ["train-mixed", "train-shared", "beam5-1", "rank-16"]
+    output = tmp_path / "compare.json"
+    options = ["--size=tiny", "--repetitions=1", "--threads=1", f"--language={language}", f"--output={output}"]
+    compare.main(["--rows", *rows, *options])
+    report = json.loads(output.read_text())
+    assert [row["name"] for row in report["rows"]] == rows
+    assert all(len(times) == 1 for row in report["rows"] for times in row["seconds"].values())
+    printed = capsys.readouterr().out
+    assert "A/A" in printed
+    assert "same order" in printed
+
+
+def test_a_row_that_does_not_exist_is_named(compare):
+    with pytest.raises(SystemExit, match="no row is called nothing"):
+        compare.main(["--rows", "nothing"])
+
+
+def test_different_results_stop_the_run(compare):
+    from comparisons import ResultsDifferError
+    from model_pairs import Setting, new_pair
+    from training_rows import ROWS
+
+    pair = new_pair(Setting("llama", "tiny"))
+    pair.ours.language_projection.weight.data.mul_(1.1)
+    with pytest.raises(ResultsDifferError, match="of gradients"):
+        ROWS[0].prepare(pair).check()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "padded", "real"), [("VQA_LIKE", 464, 425), ("MIXED", 1296, 534), ("EQUAL", 896, 896)]
+)
+def test_batches_have_the_stated_lengths(compare, lengths, padded, real):
+    import batches
+    from model_pairs import Setting
+
+    mask = batches.new_batch(Setting("llama", "tiny"), getattr(batches, lengths)).text["attention_mask"]
+    assert (mask.numel(), int(mask.sum())) == (padded, real)
+
+
+def test_a_vocabulary_has_the_stated_shares_of_lengths(compare):
+    import batches
+    from model_pairs import Setting
+
+    answers = batches.candidate_answers(Setting("llama", "tiny"), "1000")
+    assert len({tuple(answer) for answer in answers}) == 1000
+    assert [sum(len(answer) == length for answer in answers) for length in (1, 2, 3)] == [750, 180, 70]
