@@ -516,14 +516,15 @@ def convert(options: argparse.Namespace) -> None:
     absent = {"vision", "language"} - {part_of(name) for name in tensors}
     bridge_only = options.bridge_only or (bool(absent) and options.llm is None and options.vision is None)
     expected = expected_shapes(config)
+    # The file itself first: frozen parts are large, and their places may be out of reach.
+    check_complete(tensors, {name: shape for name, shape in expected.items() if part_of(name) not in absent})
     if bridge_only:
         tensors = {name: tensor for name, tensor in tensors.items() if part_of(name) == "bridge"}
-        expected = {name: shape for name, shape in expected.items() if part_of(name) == "bridge"}
         variant = VARIANTS[options.variant]
         name_backbones(config, options.vision or variant.vision_tower, options.llm or variant.language_model)
     else:
         add_backbones(tensors, absent, config, options)
-    check_complete(tensors, expected)
+        check_complete(tensors, expected)
     save(tensors, config, output, getattr(torch, options.dtype), bridge_only)
     kind = "bridge-only release" if bridge_only else "whole model"
     released = f"Salesforce/instructblip-{options.variant}"
