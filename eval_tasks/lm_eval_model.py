@@ -121,7 +121,7 @@ class InstructBLIPEvalModel(LM):
         self._join_processes(device)
         hub = {"revision": revision, "trust_remote_code": trust_remote_code}
         if isinstance(pretrained, str):
-            self.model = AutoModelForImageTextToText.from_pretrained(
+            self.model: Any = AutoModelForImageTextToText.from_pretrained(
                 pretrained, dtype=dtype, device_map=device_map, **hub
             )
             if device_map is None:
@@ -135,7 +135,9 @@ class InstructBLIPEvalModel(LM):
             processor = pretrained
         elif isinstance(processor, str):
             hub["revision"] = None  # `revision` is a commit of `pretrained`
-        self.processor = AutoProcessor.from_pretrained(processor, **hub) if isinstance(processor, str) else processor
+        self.processor: Any = (
+            AutoProcessor.from_pretrained(processor, **hub) if isinstance(processor, str) else processor
+        )
         self.model.eval()
         self._decoded: dict[Hashable, Image.Image] = {}
 

@@ -24,7 +24,7 @@ CONTRACTIONS = """
     there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll
     what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
     won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()  # noqa: SIM905  a column of 108 quoted words would be harder to read
+""".split()
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32  # the official script passes re.UNICODE, which is 32, where re.sub takes the count
