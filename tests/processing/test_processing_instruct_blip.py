@@ -473,6 +473,16 @@ def test_a_model_that_does_not_fit_is_refused_with_every_difference(processor, t
         processor.check_compatible(tiny_config("t5", image_token_index=processor.image_token_id))
 
 
+def test_only_the_image_token_may_lie_beyond_the_models_vocabulary(processor, tiny_config):
+    processor.qformer_max_length = 64
+    config = tiny_config("llama", image_token_index=processor.image_token_id)
+    config.text_config.vocab_size = processor.image_token_id  # ids up to the one before it
+    processor.check_compatible(config)
+    config.text_config.vocab_size -= 1
+    with pytest.raises(ValueError, match="the language model's tokenizer has 46 tokens but the model only 45"):
+        processor.check_compatible(config)
+
+
 # Saving and loading
 
 
