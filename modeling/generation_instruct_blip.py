@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from .candidate_ranking import score_candidates_naively, score_candidates_packed
 from .packing import align, attention_as, has_plain_attention, positions_from_mask
@@ -64,6 +64,12 @@ class GenerationAndRankingMixin:
             value = generate_kwargs.pop(name)
             if value is not None:
                 setattr(config, name, value)
+        if not self.config.is_encoder_decoder and config.repetition_penalty not in (None, 1.0):
+            # transformers' own leaves as many new tokens of a row unpenalized as the row has padding
+            penalty = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
+            theirs = generate_kwargs.get("logits_processor") or []
+            generate_kwargs["logits_processor"] = LogitsProcessorList([penalty, *theirs])
+            config.repetition_penalty = 1.0
         mask, embeds = align(mask.to(embeds.device), "right" if self.config.is_encoder_decoder else "left", embeds)
         arguments = {"inputs_embeds": embeds, "attention_mask": mask, "generation_config": config, **generate_kwargs}
         if embeds.shape[1] > 1 and self._may_share_prompt(config, generate_kwargs):
