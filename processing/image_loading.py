@@ -3,15 +3,14 @@
 import base64
 import binascii
 import os
-import warnings
 from collections.abc import Hashable
 from io import BytesIO
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps
-from transformers.image_utils import load_image
 
 # Raster formats only: PIL would hand EPS to Ghostscript and plot WMF through the system.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -60,13 +59,7 @@ def open_image(source: Any, name: str) -> Any:
             _refuse_bomb(source)
             source.load()  # a lazily opened file may be damaged: find out while its name is known
             return source
-        if isinstance(source, str) and source.startswith(("http://", "https://")):
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                return load_image(source)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _refuse_bomb makes it an error
-            image = Image.open(_file(source), formats=_known_formats())
+        image = Image.open(_file(source), formats=_known_formats())
         _refuse_bomb(image)
         return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as error:
@@ -96,6 +89,8 @@ def _file(source: str | bytes | os.PathLike | dict) -> str | BytesIO:
     if isinstance(source, bytes):
         return BytesIO(source)
     source = os.fspath(source)  # type: ignore[arg-type]  # what is left of the union
+    if source.startswith(("http://", "https://")):
+        return BytesIO(_download(source))
     if source.startswith("data:"):
         return BytesIO(base64.b64decode(source.partition(",")[2]))
     if len(source) > 200 and not os.path.isfile(source):
@@ -104,6 +99,12 @@ def _file(source: str | bytes | os.PathLike | dict) -> str | BytesIO:
         except binascii.Error as error:
             raise FileNotFoundError(source) from error
     return source
+
+
+def _download(url: str) -> bytes:
+    request = Request(url, headers={"User-Agent": "instructblip"})  # some servers refuse Python's own name
+    with urlopen(request, timeout=30) as response:
+        return response.read()
 
 
 def _known_formats() -> list[str]:

@@ -482,8 +482,11 @@ def _offsets(row: list[int], spans: list[tuple[int, int]], removed: int) -> list
 
 def _image_token(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
     """The tokenizer's image token and its id; `<image>` is added if there is none."""
-    token = str(getattr(tokenizer, "image_token", None) or "<image>")
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=True)], special_tokens=True)
+    token = getattr(tokenizer, "image_token", None)
+    if token is None:
+        token = "<image>"
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=True)], special_tokens=True)
+    token = str(token)
     image_token_id = tokenizer.convert_tokens_to_ids(token)
     if not isinstance(image_token_id, int) or image_token_id == tokenizer.unk_token_id:
         raise ValueError(f"the tokenizer ({type(tokenizer).__name__}) does not know the image token {token}")

@@ -1,8 +1,10 @@
 """Images from anywhere, and files that are damaged or hostile."""
 
 import base64
+import http.server
 import io
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -28,6 +30,41 @@ def test_every_kind_of_source_gives_the_same_picture(tiny_images, png, tmp_path)
     for source in [*sources, encoded, f"data:image/png;base64,{encoded}", tiny_images[0]]:
         assert is_image_source(source)
         assert np.array_equal(open_image(source, "image"), tiny_images[0])
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Serve the given files by name on the loopback address; anything else is not found."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    files = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = files.get(self.path)
+            self.send_response(404 if content is None else 200)
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+
+        def address(name, content):
+            files[f"/{name}"] = content
+            return f"http://127.0.0.1:{server.server_port}/{name}"
+
+        yield address
+        server.shutdown()
+
+
+def test_an_address_is_opened_with_the_same_care_as_a_file(serve, tiny_images, png):
+    assert np.array_equal(open_image(serve("a.png", png), "image"), tiny_images[0])
+    with pytest.raises(ValueError, match=r"image 0 of sample 1 \(http.*/bomb.png\) is too large"):
+        open_image(serve("bomb.png", bomb(20_000, 20_000)), "image 0 of sample 1")
+    with pytest.raises(ValueError, match=r"image 0 of sample 1 \(http.*/gone.png\) cannot be read: .*404"):
+        open_image(serve("gone.png", None), "image 0 of sample 1")
 
 
 def test_arrays_are_handed_on(tiny_images):
