@@ -167,13 +167,14 @@ class InstructBLIPProcessor(ProcessorMixin):
             ValueError: counts of prompts, images, placeholders or answers disagree; an image or video cannot be read; a
                 decoder-only prompt exceeds the tokenizer's `model_max_length` and no max_length was given.
         """
-        num_frames = kwargs.pop("num_frames", None) or self.num_frames
+        num_frames = kwargs.pop("num_frames", None)
         merged = self._merge_kwargs(tokenizer_init_kwargs=self._init_kwargs(), **kwargs)
         options = merged["text_kwargs"]
         for name in UNSUPPORTED:
             if options.get(name):
                 raise ValueError(f"{name}={options[name]!r} is not supported by {type(self).__name__}")
         return_tensors = options.get("return_tensors")
+        num_frames = num_frames or merged["videos_kwargs"].get("num_frames") or self.num_frames
         if not merged["videos_kwargs"].get("do_sample_frames", True):
             num_frames = None
         if image_embeds is not None and (images is not None or videos is not None):
@@ -184,12 +185,7 @@ class InstructBLIPProcessor(ProcessorMixin):
                 raise ValueError("pass text, images or both")
             if answers is not None or qformer_text is not None:
                 raise ValueError("answers and qformer_text belong to prompts: pass text as well")
-            rows = split_into_rows(images, 1 if is_image_source(images) else len(images), is_image_source, "image")
-            flat = [(row, image) for row, found in enumerate(rows) for image in found]
-            pixels = UniqueImages()
-            numbers = [pixels.add(image, f"the image of sample {row}") for row, image in flat]
-            opened = [pixels.images[number] for number in numbers]
-            pixel_values = self._pixel_values(opened, merged["images_kwargs"], return_tensors)
+            pixel_values = self._pixels_alone(images, merged["images_kwargs"], return_tensors)
             return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
         prompts, pixels, embeds = self._prompts(_texts(text), images, videos, image_embeds, num_frames)
@@ -312,6 +308,17 @@ class InstructBLIPProcessor(ProcessorMixin):
             ]
             prompts.append(resolve_prompt(text, shown, clips, self.image_token, self.video_placeholder, name))
         return prompts, pixels, embeds
+
+    def _pixels_alone(self, images: Any, options: dict[str, Any], return_tensors: Any) -> Any:
+        """Pixels of images without prompts, one for one: nothing says which are the same."""
+        rows = split_into_rows(images, 1 if is_image_source(images) else len(images), is_image_source, "image")
+        pixels = UniqueImages()
+        numbers = [
+            pixels.add(image, f"image {i} of sample {row}")
+            for row, found in enumerate(rows)
+            for i, image in enumerate(found)
+        ]
+        return self._pixel_values([pixels.images[number] for number in numbers], options, return_tensors)
 
     def _pixel_values(self, images: list[Any], options: dict[str, Any], return_tensors: Any) -> Any:
         return self.image_processor(images, **{**options, "return_tensors": return_tensors})["pixel_values"]

@@ -194,6 +194,8 @@ def test_video_placeholders_stay_in_place_and_share_frames(processor, words, tin
 def test_num_frames_can_be_set_for_one_call(processor, tiny_images):
     assert processor(videos=tiny_images, text="what")["image_index"].shape == (1, 4)
     assert processor(videos=tiny_images, text="what", num_frames=2)["image_index"].tolist() == [[0, 1]]
+    nested = processor(videos=tiny_images, text="what", videos_kwargs={"num_frames": 3})
+    assert nested["image_index"].shape == (1, 3)
     assert processor(videos=tiny_images, text="what", do_sample_frames=False)["image_index"].shape == (1, 8)
 
 
