@@ -7,6 +7,8 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, BertTokenizerFast, PreTrainedTokenizerFast
 
+torch.set_num_threads(1)  # tensors are tiny: threads would only wait for each other
+
 WORDS = (
     "what is the color of this cat dog red blue green yes no a photo short answer question image left right one two "
     "three four is there context options true false description in picture ? . : , ( ) b c d"
