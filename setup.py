@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from setuptools import setup
 
 # These folders stay at the top of the checkout; installed, they are subpackages of `instructblip`.
@@ -7,6 +9,8 @@ setup(
     name="instructblip",
     version="0.1.0",
     description="InstructBLIP for transformers: an instruction-aware Q-Former between any vision tower and any LLM",
+    long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
     license_expression="Apache-2.0",
     packages=["instructblip", *(f"instructblip.{name}" for name in SUBPACKAGES)],
     package_dir={"instructblip": "src/instructblip", **{f"instructblip.{name}": name for name in SUBPACKAGES}},

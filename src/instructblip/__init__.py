@@ -15,6 +15,7 @@ from instructblip.modeling import (
     InstructBLIPQFormerModel,
 )
 from instructblip.processing import InstructBLIPCollator, InstructBLIPProcessor
+from instructblip.release import push_release, write_model_card
 
 __version__ = version("instructblip")
 
@@ -26,6 +27,8 @@ __all__ = [
     "InstructBLIPQFormerConfig",
     "InstructBLIPQFormerModel",
     "__version__",
+    "push_release",
+    "write_model_card",
 ]
 
 AutoConfig.register(InstructBLIPConfig.model_type, InstructBLIPConfig)
