@@ -207,7 +207,9 @@ class InstructBLIPQFormerModel(PreTrainedModel):
     _no_split_modules = ["InstructBLIPQFormerLayer", "InstructBLIPQFormerEmbeddings"]
     _can_record_outputs = {
         "hidden_states": InstructBLIPQFormerLayer,
-        "attentions": [OutputRecorder(InstructBLIPQFormerMultiHeadAttention, index=1, layer_name=".attention")],
+        "attentions": [
+            OutputRecorder(InstructBLIPQFormerMultiHeadAttention, index=1, layer_name=".attention.attention")
+        ],
         "cross_attentions": [
             OutputRecorder(InstructBLIPQFormerMultiHeadAttention, index=1, layer_name=".crossattention")
         ],
