@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from minihub import MiniHub
+from transformers import BlipImageProcessorPil
+
+from instructblip import InstructBLIPProcessor, push_release, write_model_card
 
 CLIENT = Path(__file__).with_name("hub_client.py")
 REPOS = ("org/full", "org/bridge", "org/plain")
@@ -139,3 +142,53 @@ def test_the_card_says_what_the_release_is(hub, published):
     assert "Only what was trained" in bridge.text
     assert "All weights" in full.text
     assert "## Results" not in bridge.text
+
+
+@pytest.fixture
+def unsent(monkeypatch):
+    """Fails the test if anything is about to be pushed."""
+    for name in ("create_repo", "upload_folder"):
+        monkeypatch.setattr(HfApi, name, lambda *args, **kwargs: pytest.fail("something was sent to the Hub"))
+
+
+@pytest.fixture
+def make_processor(llama_tokenizer, qformer_tokenizer):
+    def make(**kwargs):
+        return InstructBLIPProcessor(BlipImageProcessorPil(), llama_tokenizer, qformer_tokenizer, **kwargs)
+
+    return make
+
+
+@pytest.mark.usefixtures("unsent")
+def test_a_processor_of_another_model_is_not_pushed(tiny_model, make_processor):
+    processor = make_processor(num_query_tokens=8)
+    with pytest.raises(ValueError, match="writes 8 tokens per image and the model reads 4"):
+        push_release(tiny_model("llama"), processor, "org/name")
+    processor = make_processor(num_query_tokens=4)
+    model = tiny_model("llama", image_token_index=processor.image_token_id + 1)
+    with pytest.raises(ValueError, match=f"image token is {processor.image_token_id} and the model's"):
+        push_release(model, processor, "org/name")
+
+
+@pytest.mark.usefixtures("unsent")
+def test_a_bridge_release_that_only_this_machine_could_load_is_not_pushed(tmp_path, tiny_model, make_processor):
+    processor = make_processor(num_query_tokens=4)
+    model = tiny_model("llama", image_token_index=processor.image_token_id)
+    with pytest.raises(ValueError, match="where the frozen backbones are"):
+        push_release(model, processor, "org/name", bridge_only=True)
+    pinned = {"repo": "org/tower", "revision": "0" * 40}
+    model.config.backbones = {"vision": pinned, "language": {"repo": str(tmp_path), "revision": None}}
+    with pytest.raises(ValueError, match=f"the language backbone is the local folder {tmp_path}"):
+        push_release(model, processor, "org/name", bridge_only=True)
+    model.config.backbones["language"] = {"repo": "org/llm", "revision": None}
+    with pytest.raises(ValueError, match="the language backbone org/llm has no commit"):
+        push_release(model, processor, "org/name", bridge_only=True)
+
+
+def test_a_card_without_details_claims_none(tmp_path):
+    card = write_model_card(tmp_path, "org/name")
+    assert ModelCard.load(tmp_path / "README.md").content == card.content
+    assert card.data.license is None
+    assert card.data.base_model is None
+    for heading in ("## Training data", "## Results", "frozen part | from"):
+        assert heading not in card.text
