@@ -597,8 +597,7 @@ def _uses(
     if qformer_input_ids is not None and len(qformer_input_ids) != len(image_index):
         raise ValueError(f"image_index has {len(image_index)} rows for {len(qformer_input_ids)} instructions")
     if torch.compiler.is_compiling():
-        # A fixed number of uses, so that the graph has no data-dependent shape: the unused go last, where no placeholder
-        # takes them.
+        # A fixed number of uses, so that no shape depends on data: the unused go last, where no placeholder takes them.
         flat = image_index.flatten()
         order = torch.argsort((flat < 0).int(), stable=True)
         return order // image_index.shape[1], flat[order].clamp(min=0)
