@@ -500,9 +500,9 @@ class InstructBLIPForConditionalGeneration(
         """Run a decoder-only language model; returns its output and the loss (None without labels)."""
         if labels is not None:
             labels = labels.to(embeds.device).masked_fill(is_image, -100)  # a placeholder is never an answer
-        dense_masks = self.language_model.config._attn_implementation in ("sdpa", "eager")
-        if skip_logits and dense_masks and has_plain_attention(self.language_model):
-            packed = pack_rows(embeds, mask.to(embeds.device), labels)
+        attention = self.language_model.config._attn_implementation
+        if skip_logits and attention in ("sdpa", "eager") and has_plain_attention(self.language_model):
+            packed = pack_rows(embeds, mask.to(embeds.device), labels, dense_mask=attention == "eager")
             with logits_at(self.language_model, packed.labels != -100):
                 outputs = self.language_model(
                     inputs_embeds=packed.inputs_embeds,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .packed_attention import PackedRowsMask
+
 # Decoders whose attention is plain (causal, full, no bias of its own) and goes through transformers' attention
 # interface, so that masks, positions and caches of ours reach it. tests/modeling/test_language_models.py runs each.
 PLAIN_DECODERS = frozenset({"gpt2", "llama", "mistral", "opt", "qwen2", "qwen3"})
@@ -94,7 +96,7 @@ class PackedRows:
 
     Attributes:
         inputs_embeds: (1, tokens, hidden).
-        attention_mask: (1, 1, tokens, tokens) additive; a token sees its own row up to itself.
+        attention_mask: (1, 1, tokens, tokens); a token sees its own row up to itself. Additive, or a `PackedRowsMask`.
         position_ids: (1, tokens), starting again at 0 with each row.
         labels: (1, tokens), the label of each token's *next* token in its row, -100 where there is none.
     """
@@ -105,14 +107,21 @@ class PackedRows:
     labels: torch.Tensor
 
 
-def pack_rows(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> PackedRows:
-    """Drop the padding of (rows, seq) inputs; `labels` (rows, seq) are aligned with the inputs."""
+def pack_rows(
+    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, dense_mask: bool = False
+) -> PackedRows:
+    """Drop the padding of (rows, seq) inputs; `labels` (rows, seq) are aligned with the inputs.
+
+    `dense_mask` asks for a mask that attention other than SDPA understands.
+    """
     real = attention_mask.bool()
     positions = positions_from_mask(attention_mask)[real]
     packed = next_labels(labels, attention_mask)[real]
     row = real.nonzero()[:, 0]
-    allowed = (row[:, None] == row[None, :]).tril()
-    mask = additive_mask(allowed[None, None], inputs_embeds.dtype)
+    mask: torch.Tensor = PackedRowsMask.of(attention_mask, inputs_embeds.dtype)
+    # One row much longer than the others would leave little but padding; causal kernels do half of the work.
+    if dense_mask or mask.rows * mask.longest**2 > 2 * len(row) ** 2:
+        mask = additive_mask((row[:, None] == row[None, :]).tril()[None, None], inputs_embeds.dtype)
     return PackedRows(inputs_embeds[real][None], mask, positions[None], packed[None])
 
 

@@ -34,7 +34,7 @@ def test_align_moves_padding_to_one_side_and_keeps_order():
 def test_packed_rows_see_themselves_only_and_start_at_position_zero():
     embeds = torch.arange(10.0).view(2, 5, 1)
     labels = torch.tensor([[-100, -100, 31, -100, 32], [40, 41, -100, -100, -100]])
-    packed = pack_rows(embeds, MASK, labels)
+    packed = pack_rows(embeds, MASK, labels, dense_mask=True)
     assert packed.inputs_embeds.flatten().tolist() == [1, 2, 4, 5, 6]
     assert packed.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     # 40 labels the first token of row 1, which is no token's next: nobody learns it, least of all row 0's last token

@@ -1,0 +1,66 @@
+"""Attention over rows that were packed into one, without a mask of all tokens by all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class PackedRowsMask(torch.Tensor):
+    """An attention mask that makes SDPA attend causally within each of the rows that were packed into one.
+
+    Queries, keys and values are laid out as (rows, longest row) again for SDPA's causal kernels, as in
+    `torch.nn.attention.bias`. Whoever takes it for a dense mask reads NaN, so that no wrong result goes unnoticed.
+    """
+
+    rows: int
+    longest: int
+    places: torch.Tensor | None
+
+    @staticmethod
+    def of(attention_mask: torch.Tensor, dtype: torch.dtype) -> PackedRowsMask:
+        """The mask for the real tokens of (rows, seq), packed in reading order."""
+        lengths = attention_mask.bool().sum(dim=1)
+        rows, longest, tokens = len(lengths), int(lengths.max()), int(lengths.sum())
+        shape = torch.full((), float("nan"), dtype=dtype, device=lengths.device).expand(1, 1, tokens, tokens)
+        mask = torch.Tensor._make_subclass(PackedRowsMask, shape)
+        mask.rows, mask.longest, mask.places = rows, longest, None
+        if tokens < rows * longest:
+            columns = torch.arange(longest, device=lengths.device)
+            mask.places = (columns < lengths[:, None]).flatten().nonzero()[:, 0]
+        return mask
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Sequence[type], args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention:
+            return _attend(*args, **(kwargs or {}))
+        if func is torch.Tensor.to:
+            return args[0]  # moved where it is used
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: PackedRowsMask, **kwargs: Any
+) -> torch.Tensor:
+    """SDPA of (1, heads, tokens, head_dim), row by row."""
+    rows, longest = attn_mask.rows, attn_mask.longest
+    places = None if attn_mask.places is None else attn_mask.places.to(query.device)
+
+    def unpack(packed: torch.Tensor) -> torch.Tensor:
+        tokens = packed[0].transpose(0, 1)  # (tokens, heads, head_dim)
+        if places is not None:
+            tokens = tokens.new_zeros(rows * longest, *tokens.shape[1:]).index_copy(0, places, tokens)
+        return tokens.unflatten(0, (rows, longest)).transpose(1, 2)
+
+    # Padding follows a row's last token, so causal attention never reaches it.
+    output = nn.functional.scaled_dot_product_attention(
+        unpack(query), unpack(key), unpack(value), **{**kwargs, "is_causal": True}
+    )
+    output = output.transpose(1, 2).flatten(0, 1)
+    if places is not None:
+        output = output.index_select(0, places)
+    return output.transpose(0, 1)[None]
