@@ -30,7 +30,7 @@ def score_candidates_naively(model: PreTrainedModel, candidates: Candidates, **p
     scores = []
     for row, row_candidates in enumerate(candidates):
         alone = _one_row(prompt, row)
-        device = model.language_model.device
+        device = next(iter(alone.values())).device
         row_scores = []
         for ids in row_candidates:
             answer = torch.tensor([ids], device=device)

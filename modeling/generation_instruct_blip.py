@@ -121,6 +121,7 @@ class GenerationAndRankingMixin:
         special = ("past_key_values", "assistant_model", "custom_generate", "encoder_outputs", "decoder_input_ids")
         return (
             beams > 1
+            and not (self.config.is_encoder_decoder and self.language_model.device.type == "meta")  # offloaded
             and plain
             and config.use_cache is not False
             and config.cache_implementation is None

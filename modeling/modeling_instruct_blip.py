@@ -226,7 +226,7 @@ class InstructBLIPForConditionalGeneration(
         tower = self.vision_model
         outside = "post_layernorm" if _is_eva(tower) else "ln_vision"  # a trained LayerNorm is not the tower's
         frozen = not any(p.requires_grad for n, p in tower.named_parameters() if not n.startswith(outside))
-        pixel_values = pixel_values.to(device=_device(tower), dtype=tower.dtype)
+        pixel_values = _move(pixel_values, next(tower.parameters())).to(tower.dtype)
         size = self.config.vision_config.image_size
         size = (size, size) if isinstance(size, int) else tuple(size)
         other_size = tuple(pixel_values.shape[-2:]) != size
@@ -283,7 +283,7 @@ class InstructBLIPForConditionalGeneration(
         if image_embeds is None:
             vision = self.encode_images(pixel_values, **asked)
         norm = self.vision_layernorm
-        image_states = norm(vision.last_hidden_state.to(device=norm.weight.device, dtype=norm.weight.dtype))
+        image_states = norm(_move(vision.last_hidden_state, norm.weight).to(norm.weight.dtype))
 
         use_rows, use_images = _uses(image_index, len(image_states), qformer_input_ids)
         num_uses = len(image_states) if use_images is None else len(use_images)
@@ -499,7 +499,8 @@ class InstructBLIPForConditionalGeneration(
     def _decoder_only(self, embeds, mask, is_image, labels, num_items_in_batch, skip_logits, full_mask, kwargs):
         """Run a decoder-only language model; returns its output and the loss (None without labels)."""
         if labels is not None:
-            labels = labels.to(embeds.device).masked_fill(is_image, -100)  # a placeholder is never an answer
+            # A placeholder is never an answer.
+            labels = labels.to(embeds.device).masked_fill(is_image.to(embeds.device), -100)
         attention = self.language_model.config._attn_implementation
         if skip_logits and attention in ("sdpa", "eager") and has_plain_attention(self.language_model):
             packed = pack_rows(embeds, mask.to(embeds.device), labels, dense_mask=attention == "eager")
@@ -566,8 +567,9 @@ def _is_eva(tower: nn.Module) -> bool:
     return isinstance(tower, InstructBLIPVisionModel)
 
 
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+def _move(tensor: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
+    """To the weight's device, unless it is offloaded (on the meta device): accelerate then moves the module's inputs."""
+    return tensor if weight.is_meta else tensor.to(weight.device)
 
 
 def _resizes_itself(tower: nn.Module) -> bool:
