@@ -568,7 +568,7 @@ def _is_eva(tower: nn.Module) -> bool:
 
 
 def _move(tensor: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
-    """To the weight's device, unless it is offloaded (on the meta device): accelerate then moves the module's inputs."""
+    """To the weight's device, unless that is offloaded (on the meta device), where accelerate moves inputs."""
     return tensor if weight.is_meta else tensor.to(weight.device)
 
 
