@@ -71,7 +71,7 @@ class InstructBLIPProcessor(ProcessorMixin):
         qformer_tokenizer: of the Q-Former, BERT-like: it needs [CLS] and [SEP].
         num_query_tokens: image tokens per image, as in the model's config.
         qformer_max_length: tokens of Q-Former text, [CLS] and [SEP] included; longer text loses its beginning.
-        is_encoder_decoder: whether the language model is T5-like. None asks the tokenizer's class.
+        is_encoder_decoder: whether the language model is T5-like. None asks the tokenizer.
         num_frames: frames taken of a video.
         chat_template: Jinja; None is ours.
 
@@ -115,7 +115,7 @@ class InstructBLIPProcessor(ProcessorMixin):
         self.num_query_tokens = num_query_tokens
         self.qformer_max_length = qformer_max_length
         self.num_frames = num_frames
-        self.is_encoder_decoder = _is_t5(tokenizer) if is_encoder_decoder is None else is_encoder_decoder
+        self.is_encoder_decoder = _ends_texts(tokenizer) if is_encoder_decoder is None else is_encoder_decoder
         self.image_token, self.image_token_id = _image_token(tokenizer)
         self._space_before_answer: bool | None = None  # found out when the first answer comes
 
@@ -500,6 +500,10 @@ def _image_token(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
     return token, image_token_id
 
 
-def _is_t5(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Official processor folders do not say what kind of language model they are for; their tokenizer class does."""
-    return "T5" in type(tokenizer).__name__
+def _ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether texts get an end token, as an encoder's do; a decoder-only model would take it for the end of its answer.
+
+    Official processor folders do not say what kind of language model they are for. Nor does the tokenizer's class:
+    AutoTokenizer gives `Salesforce/instructblip-flan-t5-*` a generic one.
+    """
+    return tokenizer.eos_token_id is not None and tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]

@@ -518,6 +518,12 @@ def test_official_folders_load_and_keep_their_ids(qformer_tokenizer, tiny_images
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("language", ["t5", "llama", "gpt2"])
+def test_the_kind_of_language_model_is_told_by_the_end_token(make_processor, language):
+    """Not by the tokenizer's class: all of these have the generic one, as Salesforce/instructblip-flan-t5-* has."""
+    assert make_processor(language, is_encoder_decoder=None).is_encoder_decoder == (language == "t5")
+
+
 def test_the_image_token_is_added_once(make_processor):
     tokenizer = make_processor().tokenizer
     size = len(tokenizer)
