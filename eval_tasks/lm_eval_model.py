@@ -19,9 +19,9 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-import instructblip  # noqa: F401  registers the Auto classes
+from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
 from instructblip.eval_tasks.images import read_image
 from instructblip.processing.image_loading import image_key
 
@@ -121,9 +121,11 @@ class InstructBLIPEvalModel(LM):
         self._join_processes(device)
         hub = {"revision": revision, "trust_remote_code": trust_remote_code}
         if isinstance(pretrained, str):
-            self.model: Any = AutoModelForImageTextToText.from_pretrained(
-                pretrained, dtype=dtype, device_map=device_map, **hub
-            )
+            config, _ = PreTrainedConfig.get_config_dict(pretrained, revision=revision)
+            # The Auto classes take official checkpoints for transformers' own model.
+            official = config.get("model_type") == "instructblip"
+            model_class = InstructBLIPForConditionalGeneration if official else AutoModelForImageTextToText
+            self.model: Any = model_class.from_pretrained(pretrained, dtype=dtype, device_map=device_map, **hub)
             if device_map is None:
                 self.model.to(self._device)
         else:
@@ -135,8 +137,10 @@ class InstructBLIPEvalModel(LM):
             processor = pretrained
         elif isinstance(processor, str):
             hub["revision"] = None  # `revision` is a commit of `pretrained`
+        ours = isinstance(self.model, InstructBLIPForConditionalGeneration)
+        processor_class: Any = InstructBLIPProcessor if ours else AutoProcessor
         self.processor: Any = (
-            AutoProcessor.from_pretrained(processor, **hub) if isinstance(processor, str) else processor
+            processor_class.from_pretrained(processor, **hub) if isinstance(processor, str) else processor
         )
         self.model.eval()
         self._decoded: dict[Hashable, Image.Image] = {}

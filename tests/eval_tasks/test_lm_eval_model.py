@@ -1,9 +1,12 @@
+import json
+
 import lm_eval.api.registry
 import numpy as np
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 
+from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
 from instructblip.eval_tasks import InstructBLIPEvalModel, lm_eval_model
 from instructblip.eval_tasks.lm_eval_model import CandidateList, cut_before
 
@@ -248,3 +251,17 @@ def test_a_saved_release_is_loaded_by_its_folder(tiny_lm, tmp_path, paths):
     for ours, theirs in zip(lm.rank_candidates(requests), loaded.rank_candidates(requests), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert loaded.get_model_info()["model_name"].endswith("release")
+
+
+def test_an_official_checkpoint_becomes_our_model(tiny_lm, tmp_path, paths):
+    """The Auto classes would give transformers' own model and processor, with their faults and without ranking."""
+    lm = tiny_lm("t5")
+    lm.model.save_pretrained(tmp_path)
+    lm.processor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_type"], config["qformer_config"]["model_type"] = "instructblip", "instructblip_qformer"
+    del config["auto_map"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = InstructBLIPEvalModel(str(tmp_path), device="cpu")
+    assert type(loaded.model) is InstructBLIPForConditionalGeneration
+    assert type(loaded.processor) is InstructBLIPProcessor
