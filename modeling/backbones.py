@@ -28,6 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import resolve_revision
 
 from .configuration_instruct_blip import InstructBLIPConfig
+from .lean_blocks import make_lean
 
 if TYPE_CHECKING:
     from .modeling_instruct_blip import InstructBLIPForConditionalGeneration
@@ -212,6 +213,7 @@ class BackbonesMixin:
         if device_map is not None:
             vision.to(next(language.parameters()).device)
         eps = model.vision_layernorm.eps
+        make_lean(language)
         model.vision_model, model.language_model = vision, language
         model.vision_layernorm.eps = eps
         bridge = cls.new_bridge(skeleton) if release is None else read_tensors(release, prefix="", **place, **hub)

@@ -26,8 +26,17 @@ from transformers.utils.output_capturing import capture_outputs
 from .backbones import BackbonesMixin
 from .configuration_instruct_blip import InstructBLIPConfig
 from .generation_instruct_blip import GenerationAndRankingMixin
+from .lean_blocks import make_lean
 from .modeling_qformer import InstructBLIPQFormerModel
-from .packing import align, has_plain_attention, logits_at, next_labels, pack_rows, positions_from_mask
+from .packing import (
+    align,
+    has_plain_attention,
+    last_feed_forward_at,
+    logits_at,
+    next_labels,
+    pack_rows,
+    positions_from_mask,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -142,6 +151,7 @@ class InstructBLIPForConditionalGeneration(
         self.language_projection = nn.Linear(config.qformer_config.hidden_size, config.text_config.hidden_size)
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         self.language_model = auto_class.from_config(config.text_config)
+        make_lean(self.language_model)
         self.post_init()
         self.freeze_unread()
 
@@ -504,14 +514,16 @@ class InstructBLIPForConditionalGeneration(
         attention = self.language_model.config._attn_implementation
         if skip_logits and attention in ("sdpa", "eager") and has_plain_attention(self.language_model):
             packed = pack_rows(embeds, mask.to(embeds.device), labels, dense_mask=attention == "eager")
-            with logits_at(self.language_model, packed.labels != -100):
+            learned = packed.labels != -100
+            prune = None if "output_hidden_states" in kwargs else learned
+            with logits_at(self.language_model, learned), last_feed_forward_at(self.language_model, prune):
                 outputs = self.language_model(
                     inputs_embeds=packed.inputs_embeds,
                     attention_mask=packed.attention_mask,
                     position_ids=packed.position_ids,
                     **{**kwargs, "use_cache": False},
                 )
-            return outputs, _cross_entropy(outputs.logits, packed.labels[packed.labels != -100], num_items_in_batch)
+            return outputs, _cross_entropy(outputs.logits, packed.labels[learned], num_items_in_batch)
         if labels is not None:
             labels = next_labels(labels, mask.to(labels.device))
             kwargs.setdefault("use_cache", False)

@@ -140,3 +140,32 @@ def logits_at(language_model: nn.Module, keep: torch.Tensor | None) -> Iterator[
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def last_feed_forward_at(language_model: nn.Module, keep: torch.Tensor | None) -> Iterator[None]:
+    """Inside, the last layer's feed-forward block runs only where `keep` (rows, seq) is True, and adds 0 elsewhere.
+
+    Nobody reads the other positions of the last layer when logits are computed at `keep` only. Does nothing for
+    language models without `layers[-1].mlp`, or under gradient checkpointing, which runs layers again after the block.
+    """
+    layers = getattr(language_model.base_model, "layers", None)
+    block = None if layers is None else getattr(layers[-1], "mlp", None)
+    if keep is None or block is None or language_model.is_gradient_checkpointing:
+        yield
+        return
+    places = keep.flatten().nonzero()[:, 0]
+
+    def select(_: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0].flatten(0, 1).index_select(0, places.to(inputs[0].device)),)
+
+    def scatter(_: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        everywhere = output.new_zeros(keep.numel(), output.shape[-1])
+        return everywhere.index_copy(0, places.to(output.device), output).view(*keep.shape, -1)
+
+    hooks = [block.register_forward_pre_hook(select), block.register_forward_hook(scatter)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
