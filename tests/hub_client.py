@@ -131,7 +131,7 @@ def read(results: Path, trust: dict[str, bool]) -> None:
             model = auto_class.from_pretrained(repo, **trust).eval()
             logits, text = answer(model, processor)
             report[f"{repo} {auto_class.__name__}"] = {
-                "difference": (logits - published["logits"]).abs().max().item(),
+                "difference": ((logits - published["logits"]).abs().max() / published["logits"].abs().max()).item(),
                 "same_text": text == published["text"],
                 "model": f"{type(model).__module__}.{type(model).__name__}",
                 "processor": f"{type(processor).__module__}.{type(processor).__name__}",

@@ -67,7 +67,7 @@ def read_without(hub, published):
 @pytest.mark.parametrize("name", LOADED)
 def test_a_release_answers_as_before_with_the_package(name, read_with):
     loaded = read_with[name]
-    assert loaded["difference"] < 1e-6
+    assert loaded["difference"] < 1e-5  # of the largest logit
     assert loaded["same_text"]
     assert loaded["model"].startswith("instructblip.modeling.")
     assert loaded["processor"].startswith("instructblip.processing.")
@@ -76,7 +76,7 @@ def test_a_release_answers_as_before_with_the_package(name, read_with):
 @pytest.mark.parametrize("name", LOADED)
 def test_a_release_answers_as_before_without_the_package(name, read_without):
     loaded = read_without[name]
-    assert loaded["difference"] < 1e-6
+    assert loaded["difference"] < 1e-5  # of the largest logit
     assert loaded["same_text"]
     assert loaded["model"].startswith("transformers_modules.")
     assert loaded["processor"].startswith("transformers_modules.")
