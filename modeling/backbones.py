@@ -267,10 +267,14 @@ class BackbonesMixin:
                 logger.warning(
                     f"the {part} backbone of this release is the local folder {where['repo']}: push it first"
                 )
+        tensors = self.bridge_state_dict()
+        given = kwargs.pop("state_dict", None)  # Trainer's, gathered from all processes
+        if given is not None:
+            tensors = {name: given[name] for name in tensors}
         before = config.backbones
         try:
             config.backbones, config.bridge_only = backbones, True
-            super().save_pretrained(save_directory, state_dict=self.bridge_state_dict(), **kwargs)
+            super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
         finally:
             config.backbones, config.bridge_only = before, False
 

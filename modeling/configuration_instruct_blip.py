@@ -92,6 +92,18 @@ class InstructBLIPConfig(PreTrainedConfig):
         self.is_encoder_decoder = self.text_config.is_encoder_decoder
 
     @classmethod
+    def from_backbones(cls, vision_id: str, llm_id: str, **kwargs: Any) -> InstructBLIPConfig:
+        """A config for a new pair of backbones, of which it reads the configs and the tokenizer only.
+
+        Args:
+            vision_id, llm_id: as for [`InstructBLIPForConditionalGeneration.from_backbones`].
+            kwargs: fields of this config, `vision_revision`, `llm_revision`, and `token`, `cache_dir`, ...
+        """
+        from .backbones import describe_backbones  # which imports this module
+
+        return describe_backbones(vision_id, llm_id, **kwargs)
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         """transformers' loader; an official config, whose `model_type` is `instructblip`, becomes one of ours."""
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
