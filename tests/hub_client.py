@@ -5,8 +5,10 @@ python hub_client.py read RESULTS                       # with instructblip
 python hub_client.py read_without RESULTS               # where it cannot be imported
 """
 
+import contextlib
 import json
 import sys
+import tempfile
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
@@ -125,17 +127,27 @@ def read(results: Path, trust: dict[str, bool]) -> None:
 
     published = torch.load(results / "published.pt")
     report: dict[str, Any] = {}
-    for repo in REPOS:
+
+    def load(repo: str, auto_class: Any) -> tuple[Any, Any]:
         processor = AutoProcessor.from_pretrained(repo, **trust)
-        for auto_class in (AutoModel, AutoModelForImageTextToText):
-            model = auto_class.from_pretrained(repo, **trust).eval()
-            logits, text = answer(model, processor)
-            report[f"{repo} {auto_class.__name__}"] = {
-                "difference": ((logits - published["logits"]).abs().max() / published["logits"].abs().max()).item(),
-                "same_text": text == published["text"],
-                "model": f"{type(model).__module__}.{type(model).__name__}",
-                "processor": f"{type(processor).__module__}.{type(processor).__name__}",
-            }
+        model = auto_class.from_pretrained(repo, **trust).eval()
+        logits, text = answer(model, processor)
+        report[f"{repo} {auto_class.__name__}"] = {
+            "difference": ((logits - published["logits"]).abs().max() / published["logits"].abs().max()).item(),
+            "same_text": text == published["text"],
+            "model": f"{type(model).__module__}.{type(model).__name__}",
+            "processor": f"{type(processor).__module__}.{type(processor).__name__}",
+        }
+        return model, processor
+
+    for repo in REPOS:
+        load(repo, AutoModel)
+        model, processor = load(repo, AutoModelForImageTextToText)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        model.save_pretrained("saved_again")
+        processor.save_pretrained("saved_again")
+        load("saved_again", AutoModel)
+        load("saved_again", AutoModelForImageTextToText)
     config = AutoConfig.from_pretrained("org/bridge", **trust)
     pinned = AutoConfig.from_pretrained("org/full", revision=published["commit"], **trust)
     report["config"] = {"class": type(pinned).__name__, "backbones": config.backbones}

@@ -14,8 +14,8 @@ from transformers import BlipImageProcessorPil
 from instructblip import InstructBLIPProcessor, push_release, write_model_card
 
 CLIENT = Path(__file__).with_name("hub_client.py")
-REPOS = ("org/full", "org/bridge", "org/plain")
-LOADED = [f"{repo} {auto}" for repo in REPOS for auto in ("AutoModel", "AutoModelForImageTextToText")]
+RELEASES = ("org/full", "org/bridge", "org/plain", "saved_again")
+LOADED = [f"{name} {auto}" for name in RELEASES for auto in ("AutoModel", "AutoModelForImageTextToText")]
 CASES = {  # upload mode: backbones of the release
     "xet": ("llama", "siglip_vision_model"),
     "lfs": ("t5", "instructblip_vision_model"),
