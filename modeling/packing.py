@@ -151,7 +151,12 @@ def last_feed_forward_at(language_model: nn.Module, keep: torch.Tensor | None) -
     """
     layers = getattr(language_model.base_model, "layers", None)
     block = None if layers is None else getattr(layers[-1], "mlp", None)
-    if keep is None or block is None or language_model.is_gradient_checkpointing:
+    if keep is None or block is None:
+        yield
+        return
+    if language_model.is_activation_checkpointing or hasattr(
+        layers[-1], "_checkpoint_wrapped_module"
+    ):  # FSDP's wrapper
         yield
         return
     places = keep.flatten().nonzero()[:, 0]
