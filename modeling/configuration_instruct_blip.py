@@ -83,6 +83,7 @@ class InstructBLIPConfig(PreTrainedConfig):
     post_layernorm_eps: float | None = None
     backbones: dict | None = None
     bridge_only: bool = False
+    pad_token_id: int | None = None  # the language model's, where Seq2SeqTrainer looks for it
 
     def __post_init__(self, **kwargs: Any):
         super().__post_init__(**kwargs)
@@ -90,6 +91,8 @@ class InstructBLIPConfig(PreTrainedConfig):
             raise ValueError(f"num_query_tokens is {self.num_query_tokens}: an image needs at least one query token")
         self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
         self.is_encoder_decoder = self.text_config.is_encoder_decoder
+        if self.pad_token_id is None:
+            self.pad_token_id = getattr(self.text_config, "pad_token_id", None)
 
     @classmethod
     def from_backbones(cls, vision_id: str, llm_id: str, **kwargs: Any) -> InstructBLIPConfig:

@@ -527,7 +527,7 @@ class InstructBLIPForConditionalGeneration(
         if labels is not None:
             labels = next_labels(labels, mask.to(labels.device))
             kwargs.setdefault("use_cache", False)
-        if "position_ids" not in kwargs and "position_ids" in inspect.signature(self.language_model.forward).parameters:
+        if "position_ids" not in kwargs and _takes_position_ids(self.language_model):
             counted = mask if full_mask is None else full_mask
             kwargs["position_ids"] = positions_from_mask(counted)[:, -embeds.shape[1] :]
         with logits_at(self.language_model, labels != -100 if skip_logits else None):
@@ -577,6 +577,12 @@ class InstructBLIPForConditionalGeneration(
 
 def _is_eva(tower: nn.Module) -> bool:
     return isinstance(tower, InstructBLIPVisionModel)
+
+
+def _takes_position_ids(language_model: nn.Module) -> bool:
+    if hasattr(language_model, "get_base_model"):  # PEFT's wrapper takes anything
+        language_model = language_model.get_base_model()
+    return "position_ids" in inspect.signature(language_model.forward).parameters
 
 
 def _move(tensor: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
