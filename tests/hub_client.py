@@ -90,11 +90,12 @@ def publish(results: Path, language: str, vision: str) -> None:
     from transformers import BertTokenizer, BlipImageProcessorPil
 
     import instructblip
-    from instructblip.modeling.backbones import describe_backbones
 
     tokenizer = push_backbones(language, vision)
     shape = dict(vocab_size=80, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32)
-    config = describe_backbones("org/tower", "org/llm", qformer_config=shape, num_query_tokens=4)
+    config = instructblip.InstructBLIPConfig.from_backbones(
+        "org/tower", "org/llm", qformer_config=shape, num_query_tokens=4
+    )
     model = instructblip.InstructBLIPForConditionalGeneration.from_backbones("org/tower", "org/llm", config=config)
     with torch.no_grad():
         for parameter in model.bridge_state_dict().values():
@@ -142,7 +143,8 @@ def read(results: Path, trust: dict[str, bool]) -> None:
 
     for repo in REPOS:
         load(repo, AutoModel)
-        model, processor = load(repo, AutoModelForImageTextToText)
+        load(repo, AutoModelForImageTextToText)
+    model, processor = load("org/full", AutoModelForImageTextToText)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         model.save_pretrained("saved_again")
         processor.save_pretrained("saved_again")
