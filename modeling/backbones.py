@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,22 +89,18 @@ def read_tensors(
     repo: str, revision: str | None, prefix: str, subfolder: str = "", **hub: Any
 ) -> dict[str, torch.Tensor]:
     """The safetensors of a checkpoint whose names begin with `prefix`, without it; only their shards are downloaded."""
-    index = cached_file(
-        repo,
-        SAFE_WEIGHTS_INDEX_NAME,
-        revision=revision,
-        subfolder=subfolder,
-        _raise_exceptions_for_missing_entries=False,
-        **hub,
-    )
-    files = [SAFE_WEIGHTS_NAME]
-    if index is not None:
-        with open(index, encoding="utf-8") as file:
+    place = {"revision": revision, "subfolder": subfolder, **hub}
+    # As in transformers, a whole file comes before an index, which may be left over from an earlier, sharded save.
+    whole = cached_file(repo, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **place)
+    files = [whole]
+    if whole is None:
+        with open(cached_file(repo, SAFE_WEIGHTS_INDEX_NAME, **place), encoding="utf-8") as file:
             weight_map = json.load(file)["weight_map"]
-        files = sorted({shard for name, shard in weight_map.items() if name.startswith(prefix)})
+        shards = sorted({shard for name, shard in weight_map.items() if name.startswith(prefix)})
+        files = [cached_file(repo, shard, **place) for shard in shards]
     tensors = {}
     for name in files:
-        with safe_open(cached_file(repo, name, revision=revision, subfolder=subfolder, **hub), framework="pt") as shard:
+        with safe_open(name, framework="pt") as shard:
             for key in shard.keys():  # noqa: SIM118, safe_open does not iterate
                 if key.startswith(prefix):
                     tensors[key.removeprefix(prefix)] = shard.get_tensor(key)
@@ -196,6 +194,7 @@ class BackbonesMixin:
             )
         place = {key: kwargs.pop(key) for key in ("revision", "subfolder") if key in kwargs}
         place["revision"] = place.get("revision")
+        kwargs.pop("adapter_kwargs", None)  # AutoModel's, with the release's revision, which no backbone has
         quantization = kwargs.pop("quantization_config", None)
         device_map = kwargs.pop("device_map", None)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
@@ -274,9 +273,27 @@ class BackbonesMixin:
         before = config.backbones
         try:
             config.backbones, config.bridge_only = backbones, True
-            super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
+            with _without_quantization(self):
+                super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
         finally:
             config.backbones, config.bridge_only = before, False
+
+
+@contextmanager
+def _without_quantization(model: InstructBLIPForConditionalGeneration) -> Iterator[None]:
+    """Inside, nothing says that the language model is quantized.
+
+    A quantizer saves all tensors instead of those that it is given, and a bridge is not quantized: who loads it decides
+    how to load the language model.
+    """
+    marks = ((model, "hf_quantizer"), (model.config, "quantization_config"))
+    marks = (*marks, (model.config.text_config, "quantization_config"))
+    taken = [(part, name, vars(part).pop(name)) for part, name in marks if name in vars(part)]
+    try:
+        yield
+    finally:
+        for part, name, value in taken:
+            setattr(part, name, value)
 
 
 def _load_bridge(
