@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,15 +70,16 @@ class InstructBLIPTrainer(Trainer):
             data_collator = InstructBLIPCollator(processing_class)
         model.freeze_backbones(language_model_dropout=args.language_model_dropout)
         set_precision(model, torch.bfloat16 if args.bf16 else None)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        with not_quantized(model):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
         if hasattr(train_dataset, "set_epoch"):
             self.add_callback(TellEpoch(train_dataset))
 
@@ -140,6 +142,17 @@ class InstructBLIPTrainer(Trainer):
                 f"the checkpoint does not belong to this model: missing {missing}, unexpected "
                 f"{list(load_result.unexpected_keys)}"
             )
+
+
+@contextmanager
+def not_quantized(model: InstructBLIPForConditionalGeneration) -> Iterator[None]:
+    """Inside, the model does not say that it is quantized: transformers would ask for adapters, which the bridge is."""
+    quantized = vars(model).pop("is_quantized", None)
+    try:
+        yield
+    finally:
+        if quantized is not None:
+            model.is_quantized = quantized
 
 
 class TellEpoch(TrainerCallback):

@@ -180,6 +180,22 @@ def test_saving_a_bridge_leaves_the_model_as_it_was(new_model, tmp_path):
     assert json.loads((tmp_path / "full" / "config.json").read_text())["bridge_only"] is False
 
 
+def test_the_bridge_of_a_quantized_model_is_saved_as_that_of_another(new_model, tmp_path):
+    """A quantizer saves every tensor, whatever it is given, and its config would be applied to the next loading."""
+    model = new_model()
+    quantizer = SimpleNamespace(
+        is_serializable=lambda: True, get_state_dict_and_metadata=lambda model: (model.state_dict(), {})
+    )
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    model.hf_quantizer = quantizer
+    model.config.quantization_config = model.config.text_config.quantization_config = settings
+    model.save_pretrained(tmp_path / "bridge", bridge_only=True)
+    assert names_in(tmp_path / "bridge") == {name for name, _ in model.named_bridge_parameters()}
+    assert "quantization_config" not in (tmp_path / "bridge" / "config.json").read_text()
+    assert model.hf_quantizer is quantizer
+    assert model.config.quantization_config == model.config.text_config.quantization_config == settings
+
+
 def test_a_bridge_of_a_whole_checkpoint_of_another_tower_finds_it_there(
     full_checkpoint, tmp_path, make_batch, mixed_rows
 ):

@@ -268,6 +268,13 @@ def test_a_bridge_loaded_in_bfloat16_trains_in_float32(train, tiny_model, proces
     assert model.language_model.dtype == torch.bfloat16
 
 
+def test_a_quantized_language_model_needs_no_adapters(train, tiny_model, processor):
+    model = tiny_model("llama", image_token_index=processor("llama").image_token_id)
+    model.is_quantized = True
+    train("llama", model=model, max_steps=1).train()
+    assert model.is_quantized
+
+
 def test_a_warm_up_longer_than_the_run_is_pointed_out(train, caplog):
     train("llama", max_steps=2, warmup_steps=1000).train()
     assert "never reaches 0.01. Lower warmup_steps" in caplog.text
