@@ -84,7 +84,7 @@ def decoder_config(name):
     from transformers import AutoConfig
 
     return AutoConfig.for_model(
-        name, hidden_size=40, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        name, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
         vocab_size=320, max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
 
@@ -386,7 +386,8 @@ def test_files_that_a_page_names_exist(page):
     paths = {name.rstrip("./") for name in named if name.split("/")[0] in ours and name.partition("/")[2]}
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
     python = {name for name in named if "/" not in name and name.endswith(".py")}
-    everywhere = {path.name for folder in ours for path in (ROOT / folder).rglob("*.py") if ".venv" not in path.parts}
+    folders = [name for name in ours if not name.startswith(".")]
+    everywhere = {path.name for folder in folders for path in (ROOT / folder).rglob("*.py")}
     assert sorted(python - everywhere - ours - {"utils.py"}) == []  # CONTRIBUTING: there is none
 
 
