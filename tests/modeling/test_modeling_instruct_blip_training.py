@@ -64,6 +64,8 @@ def test_a_frozen_tower_builds_no_graph(tiny_model):
     pixels = torch.randn(1, 3, 28, 28)
     assert model.encode_images(pixels).last_hidden_state.requires_grad
     model.freeze_backbones()
+    # PEFT's prepare_model_for_kbit_training does this to every embedding layer, the tower's too.
+    model.vision_model.embeddings.register_forward_hook(lambda _, inputs, output: output.requires_grad_())
     assert not model.train().encode_images(pixels).last_hidden_state.requires_grad
 
 
