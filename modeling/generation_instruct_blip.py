@@ -73,7 +73,7 @@ class GenerationAndRankingMixin:
         mask, embeds = align(mask.to(embeds.device), "right" if self.config.is_encoder_decoder else "left", embeds)
         arguments = {"inputs_embeds": embeds, "attention_mask": mask, "generation_config": config, **generate_kwargs}
         if embeds.shape[1] > 1 and self._may_share_prompt(config, generate_kwargs):
-            arguments.update(self._shared_prompt(embeds, mask, config))
+            arguments.update(self._shared_prompt(embeds, mask))
             if self.config.is_encoder_decoder:
                 arguments.pop("inputs_embeds")
             with attention_as(self.language_model, SHARED_PREFIX):
@@ -129,15 +129,12 @@ class GenerationAndRankingMixin:
             and not any(kwargs.get(name) is not None for name in special)
         )
 
-    def _shared_prompt(self, embeds: torch.Tensor, mask: torch.Tensor, config: GenerationConfig) -> dict[str, Any]:
+    def _shared_prompt(self, embeds: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
         """Arguments for transformers' beam search that hold each row's prompt once."""
         if self.config.is_encoder_decoder:
             encoded = self.language_model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
-            start = torch.full((len(embeds), 1), config.decoder_start_token_id, device=embeds.device)
-            step = self.language_model(
-                encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=start, use_cache=True
-            )
-            return {"encoder_outputs": encoded, "past_key_values": share_source(step.past_key_values)}
+            cache = share_source(self.language_model.get_decoder(), encoded.last_hidden_state)
+            return {"encoder_outputs": encoded, "past_key_values": cache}
         # transformers runs the prompt's last token itself, once per beam, to get the first logits.
         prefill = self.language_model(
             inputs_embeds=embeds[:, :-1],

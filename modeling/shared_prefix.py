@@ -65,9 +65,15 @@ def share_prompt(cache: DynamicCache) -> Cache:
     return Cache(layers=[SharedPrefixLayer(layer.keys, layer.values) for layer in cache.layers])
 
 
-def share_source(cache: EncoderDecoderCache) -> EncoderDecoderCache:
-    """An empty decoder cache for beam search over the cross-attention keys and values that `cache` holds."""
-    layers = [SharedCrossLayer(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
+def share_source(decoder: nn.Module, encoded: torch.Tensor) -> EncoderDecoderCache:
+    """A T5 decoder's cache for beam search that holds its cross-attention to `encoded` (rows, source, hidden)."""
+    layers = []
+    for block in decoder.block:
+        attention = block.layer[1].EncDecAttention
+        states = (project(encoded) for project in (attention.k, attention.v))
+        layers.append(
+            SharedCrossLayer(*(s.unflatten(-1, (-1, attention.key_value_proj_dim)).transpose(1, 2) for s in states))
+        )
     return EncoderDecoderCache(DynamicCache(), Cache(layers=layers))
 
 

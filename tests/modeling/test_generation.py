@@ -113,7 +113,7 @@ def test_the_prompt_is_stored_once_for_all_beams(language, tiny_model, make_batc
     name = "share_source" if language == "t5" else "share_prompt"
     module = __import__("importlib").import_module("instructblip.modeling.generation_instruct_blip")
     made, original = [], getattr(module, name)
-    monkeypatch.setattr(module, name, lambda cache: made.append(original(cache)) or made[-1])
+    monkeypatch.setattr(module, name, lambda *given: made.append(original(*given)) or made[-1])
     model.generate(**make_batch(rows, language), num_beams=4, max_new_tokens=3)
     if language == "t5":
         assert {len(layer.keys) for layer in made[0].cross_attention_cache.layers} == {5}
