@@ -1,9 +1,8 @@
 """What README and docs/ show runs: every Python block, and every command that is ours, on tiny stand-ins.
 
 A loopback Hub serves tiny models under the ids that the pages name; the pages run in one process of their own, each in
-a folder of its own, blocks in order. Two comments before a block steer it: `<!-- needs: PACKAGE -->` skips it where the
-package is missing, and `<!-- not run: REASON -->` skips it always. A YAML or JSON-lines block whose first line is
-`# some/path` is written to that file, without the line.
+a folder of its own, blocks in order. A block after the comment `<!-- needs: PACKAGE -->` is skipped where that package
+is missing. A YAML block whose first line is `# some/path` is written to that file, without the line.
 """
 
 import contextlib
@@ -28,21 +27,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 LINKED = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", *(f"{folder}/README.md" for folder in ("benchmarks",))]
-BLOCK = re.compile(r"^(?:<!-- (needs|not run): (.+?) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(?:<!-- needs: (\w+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_OURS = ("git", "make", "pip")  # commands that the pages may show and nothing here runs
 
 
 def blocks_of(page):
-    """The fenced blocks of a page: line, language, code, and what the comment before it says."""
+    """The fenced blocks of a page: line, the package that it needs if any, language and code."""
     text = (ROOT / page).read_text("utf-8")
     return [
         {
             "page": page,
-            "line": text[: match.start(3)].count("\n") + 1,
-            "comment": match[1],
-            "value": match[2],
-            "language": match[3],
-            "code": match[4],
+            "line": text[: match.start(2)].count("\n") + 1,
+            "needs": match[1],
+            "language": match[2],
+            "code": match[3],
         }
         for match in BLOCK.finditer(text)
     ]
@@ -295,11 +293,11 @@ def run_command(words):
 
 def run_block(block, names):
     """What went wrong in a block; None if nothing did."""
-    if block["language"] in ("yaml", "json") and (found := re.match(r"# (\S+/\S+)\n", block["code"])):
+    if block["language"] == "yaml" and (found := re.match(r"# (\S+/\S+)\n", block["code"])):
         Path(found[1]).parent.mkdir(parents=True, exist_ok=True)
         Path(found[1]).write_text(block["code"].partition("\n")[2])
-    here = block["comment"] == "needs" and importlib.util.find_spec(block["value"]) is not None
-    if block["language"] not in ("python", "bash") or (block["comment"] and not here):
+    missing = block["needs"] and importlib.util.find_spec(block["needs"]) is None
+    if missing or block["language"] not in ("python", "bash"):
         return None
     try:
         if block["language"] == "bash":
@@ -362,10 +360,8 @@ def outcome(tmp_path_factory):
 
 @by_place
 def test_what_a_page_shows_runs(block, outcome):
-    if block["comment"] == "not run":
-        pytest.skip(block["value"])
-    if block["comment"] == "needs":
-        pytest.importorskip(block["value"])
+    if block["needs"]:
+        pytest.importorskip(block["needs"])
     result = outcome[block["page"], block["line"]]
     assert result["error"] is None, f"{result['error']}\n{result['output']}"
 
