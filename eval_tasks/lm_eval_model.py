@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedC
 
 from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
 from instructblip.eval_tasks.images import read_image
+from instructblip.modeling.backbones import commit_of
 from instructblip.processing.image_loading import image_key
 
 logger = logging.getLogger(__name__)
@@ -236,10 +237,11 @@ class InstructBLIPEvalModel(LM):
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into the results beside its own settings."""
         config = self.model.config
+        name = config._name_or_path
         return {
-            "model_name": config._name_or_path,
+            "model_name": name,
             "model_revision": self.revision,
-            "model_sha": getattr(config, "_commit_hash", None),
+            "model_sha": commit_of(name, self.revision) if name and not os.path.isdir(name) else None,
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.model.dtype),
             "encoder_decoder": bool(config.is_encoder_decoder),
