@@ -68,6 +68,4 @@ def make_lean(language_model: nn.Module) -> None:
         if type(module) in LEAN:
             module.__class__ = LEAN[type(module)]
         elif isinstance(module, T5DenseGatedActDense) and isinstance(module.act, NewGELUActivation):
-            module.act = ACT2FN[
-                "gelu_pytorch_tanh"
-            ]  # the same in one kernel, which keeps one tensor of four
+            module.act = ACT2FN["gelu_pytorch_tanh"]  # the same in one kernel, which keeps one tensor of four

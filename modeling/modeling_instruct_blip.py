@@ -26,6 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .backbones import BackbonesMixin
 from .configuration_instruct_blip import InstructBLIPConfig
 from .generation_instruct_blip import GenerationAndRankingMixin
+from .image_uses import check_placeholders, find_uses
 from .lean_blocks import make_lean
 from .modeling_qformer import InstructBLIPQFormerModel
 from .packing import (
@@ -295,7 +296,7 @@ class InstructBLIPForConditionalGeneration(
         norm = self.vision_layernorm
         image_states = norm(_move(vision.last_hidden_state, norm.weight).to(norm.weight.dtype))
 
-        use_rows, use_images = _uses(image_index, len(image_states), qformer_input_ids)
+        use_rows, use_images = find_uses(image_index, len(image_states), qformer_input_ids)
         num_uses = len(image_states) if use_images is None else len(use_images)
         text = {}
         if self.config.qformer_text_input:
@@ -355,7 +356,7 @@ class InstructBLIPForConditionalGeneration(
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         if not torch.compiler.is_compiling():
-            _check_placeholders(is_image, features, image_index, self.config.num_query_tokens)
+            check_placeholders(is_image, features, image_index, self.config.num_query_tokens)
         if features is not None:
             features = features.to(device=inputs_embeds.device, dtype=inputs_embeds.dtype)
             inputs_embeds = inputs_embeds.masked_scatter(is_image[..., None].to(inputs_embeds.device), features)
@@ -601,51 +602,3 @@ def _cross_entropy(
     total = nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
     items = max(targets.numel(), 1) if num_items_in_batch is None else num_items_in_batch
     return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
-
-
-def _uses(
-    image_index: torch.Tensor | None, num_images: int, qformer_input_ids: torch.Tensor | None
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Row and image of each use, in reading order; (None, None) when row i shows image i."""
-    if image_index is None:
-        if qformer_input_ids is not None and len(qformer_input_ids) != num_images:
-            raise ValueError(
-                f"{num_images} images for {len(qformer_input_ids)} instructions: pass image_index to say which row "
-                "shows which image"
-            )
-        return None, None
-    if qformer_input_ids is not None and len(qformer_input_ids) != len(image_index):
-        raise ValueError(f"image_index has {len(image_index)} rows for {len(qformer_input_ids)} instructions")
-    if torch.compiler.is_compiling():
-        # A fixed number of uses, so that no shape depends on data: the unused go last, where no placeholder takes them.
-        flat = image_index.flatten()
-        order = torch.argsort((flat < 0).int(), stable=True)
-        return order // image_index.shape[1], flat[order].clamp(min=0)
-    if image_index.numel() and int(image_index.max()) >= num_images:
-        row = int((image_index >= num_images).any(dim=1).nonzero()[0])
-        raise ValueError(f"sample {row} shows image {int(image_index[row].max())}, but there are {num_images} images")
-    used = image_index >= 0
-    return used.nonzero()[:, 0], image_index[used]
-
-
-def _check_placeholders(
-    is_image: torch.Tensor, features: torch.Tensor | None, image_index: torch.Tensor | None, num_query_tokens: int
-) -> None:
-    """Every row has as many placeholders as its images have query outputs."""
-    found = is_image.sum(dim=1)
-    if features is None:
-        expected = torch.zeros_like(found)
-    elif image_index is None:
-        expected = torch.full_like(found, num_query_tokens)
-    else:
-        expected = (image_index >= 0).sum(dim=1).to(found.device) * num_query_tokens
-    if len(found) != len(expected):
-        raise ValueError(f"image_index has {len(expected)} rows for {len(found)} prompts")
-    if features is not None and image_index is None and len(features) != len(found):
-        raise ValueError(f"{len(features)} images for {len(found)} prompts: pass image_index")
-    if not torch.equal(found, expected):
-        row = int((found != expected).nonzero()[0])
-        raise ValueError(
-            f"sample {row} has {int(found[row])} image placeholders and its images need {int(expected[row])}: "
-            f"put {num_query_tokens} placeholder tokens per image into its prompt (the processor does)"
-        )

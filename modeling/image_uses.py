@@ -1,0 +1,74 @@
+"""Which row uses which image, and whether its placeholders fit."""
+
+from __future__ import annotations
+
+import torch
+
+
+def find_uses(
+    image_index: torch.Tensor | None, num_images: int, qformer_input_ids: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Row and image of each use of an image, in reading order.
+
+    Args:
+        image_index: (rows, most images of a row), -1 for none; None: row i shows image i.
+        num_images: unique images of the batch.
+        qformer_input_ids: (rows, length) instructions, whose number must fit.
+
+    Returns:
+        Two (uses,) tensors, or (None, None) when row i shows image i.
+
+    Raises:
+        ValueError: rows and images do not fit, naming the sample.
+    """
+    if image_index is None:
+        if qformer_input_ids is not None and len(qformer_input_ids) != num_images:
+            raise ValueError(
+                f"{num_images} images for {len(qformer_input_ids)} instructions: pass image_index to say which row "
+                "shows which image"
+            )
+        return None, None
+    if qformer_input_ids is not None and len(qformer_input_ids) != len(image_index):
+        raise ValueError(f"image_index has {len(image_index)} rows for {len(qformer_input_ids)} instructions")
+    if torch.compiler.is_compiling():
+        # A fixed number of uses, so that no shape depends on data: the unused go last, where no placeholder takes them.
+        flat = image_index.flatten()
+        order = torch.argsort((flat < 0).int(), stable=True)
+        return order // image_index.shape[1], flat[order].clamp(min=0)
+    if image_index.numel() and int(image_index.max()) >= num_images:
+        row = int((image_index >= num_images).any(dim=1).nonzero()[0])
+        raise ValueError(f"sample {row} shows image {int(image_index[row].max())}, but there are {num_images} images")
+    used = image_index >= 0
+    return used.nonzero()[:, 0], image_index[used]
+
+
+def check_placeholders(
+    is_image: torch.Tensor, features: torch.Tensor | None, image_index: torch.Tensor | None, num_query_tokens: int
+) -> None:
+    """Refuse rows without exactly one placeholder per query output of their images.
+
+    Args:
+        is_image: (rows, seq) True at placeholders.
+        features: (uses, query, llm_hidden) of all images, or None.
+        image_index: as in `find_uses`.
+
+    Raises:
+        ValueError: naming the first sample that does not fit, and both counts.
+    """
+    found = is_image.sum(dim=1)
+    if features is None:
+        expected = torch.zeros_like(found)
+    elif image_index is None:
+        expected = torch.full_like(found, num_query_tokens)
+    else:
+        expected = (image_index >= 0).sum(dim=1).to(found.device) * num_query_tokens
+    if len(found) != len(expected):
+        raise ValueError(f"image_index has {len(expected)} rows for {len(found)} prompts")
+    if features is not None and image_index is None and len(features) != len(found):
+        raise ValueError(f"{len(features)} images for {len(found)} prompts: pass image_index")
+    if not torch.equal(found, expected):
+        row = int((found != expected).nonzero()[0])
+        raise ValueError(
+            f"sample {row} has {int(found[row])} image placeholders and its images need {int(expected[row])}: "
+            f"put {num_query_tokens} placeholder tokens per image into its prompt (the processor does)"
+        )
