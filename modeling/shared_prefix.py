@@ -9,6 +9,7 @@ transformers'.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,13 +68,16 @@ def share_prompt(cache: DynamicCache) -> Cache:
 
 def share_source(decoder: nn.Module, encoded: torch.Tensor) -> EncoderDecoderCache:
     """A T5 decoder's cache for beam search that holds its cross-attention to `encoded` (rows, source, hidden)."""
+
+    def split_heads(states: torch.Tensor, size: int) -> torch.Tensor:
+        return states.unflatten(-1, (-1, size)).transpose(1, 2)
+
     layers = []
-    for block in decoder.block:
-        attention = block.layer[1].EncDecAttention
-        states = (project(encoded) for project in (attention.k, attention.v))
-        layers.append(
-            SharedCrossLayer(*(s.unflatten(-1, (-1, attention.key_value_proj_dim)).transpose(1, 2) for s in states))
-        )
+    for block in decoder.get_submodule("block").children():
+        attention: Any = block.get_submodule("layer.1.EncDecAttention")
+        size = attention.key_value_proj_dim
+        keys, values = attention.k(encoded), attention.v(encoded)
+        layers.append(SharedCrossLayer(split_heads(keys, size), split_heads(values, size)))
     return EncoderDecoderCache(DynamicCache(), Cache(layers=layers))
 
 
