@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from model_pairs import NUM_QUERY_TOKENS, Setting, configs
@@ -33,11 +34,11 @@ class Batch:
     labels: torch.Tensor | None
     prompts: list[torch.Tensor]
 
-    def for_peer(self) -> dict[str, torch.Tensor]:
+    def for_peer(self) -> dict[str, Any]:
         """Arguments with every row's own copy of its image, which is what the peer takes."""
         return {"pixel_values": self.pixel_values[self.image_index], **self.text, **self._labels()}
 
-    def for_ours(self, image_embeds: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def for_ours(self, image_embeds: torch.Tensor | None = None) -> dict[str, Any]:
         """Arguments with each image once, or with its cached features."""
         images = {"pixel_values": self.pixel_values} if image_embeds is None else {"image_embeds": image_embeds}
         index = {"image_index": self.image_index[:, None]} if len(self.pixel_values) < len(self.image_index) else {}
@@ -99,7 +100,8 @@ def candidate_answers(setting: Setting, kind: str) -> list[list[int]]:
     vocabulary = configs(setting)[1].image_token_id
     weights = torch.zeros(vocabulary)
     weights[3:] = 1 / torch.arange(1, vocabulary - 2) if kind == "100" else 1.0
-    shares = {"16": [0, 1, 1, 1], "100": [1, 1, 1, 1, 1, 1], "1000": [0.75, 0.18, 0.07]}[kind]
+    kinds: dict[str, list[float]] = {"16": [0, 1, 1, 1], "100": [1, 1, 1, 1, 1, 1], "1000": [0.75, 0.18, 0.07]}
+    shares = kinds[kind]
     if kind == "1000":  # exactly these shares
         wanted = [length for length, share in enumerate(shares, 1) for _ in range(round(size * share))]
         wanted = [wanted[i] for i in torch.randperm(size, generator=generator)]

@@ -16,7 +16,12 @@ PROMPT_TOKENS = 64
 
 def prepare(pair: ModelPair, rows: int, num_beams: int) -> Comparison:
     batch = new_batch(pair.setting, [(PROMPT_TOKENS, 0)] * rows)
-    forced = {"num_beams": num_beams, "do_sample": False, "min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
+    forced: dict[str, Any] = {
+        "num_beams": num_beams,
+        "do_sample": False,
+        "min_new_tokens": NEW_TOKENS,
+        "max_new_tokens": NEW_TOKENS,
+    }
     peer = partial(pair.peer.generate, **batch.for_peer(), **forced)
     ours = partial(pair.ours.generate, **batch.for_ours(), **forced)
     # A static cache lets transformers compile the decoding step, which it does on a GPU only.

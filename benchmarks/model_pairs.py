@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, InstructBlipConfig, InstructBlipForConditionalGeneration, PreTrainedConfig
+from transformers import AutoConfig, InstructBlipConfig, InstructBlipForConditionalGeneration
 
 from instructblip import InstructBLIPConfig, InstructBLIPForConditionalGeneration
 
@@ -87,7 +87,7 @@ class ModelPair:
 def configs(setting: Setting) -> tuple[InstructBlipConfig, InstructBLIPConfig]:
     """The same configuration for transformers' class and for ours."""
 
-    def parts() -> dict[str, PreTrainedConfig | dict[str, Any]]:
+    def parts() -> dict[str, Any]:
         language = LANGUAGE[setting.language, setting.size]
         # Weights that are not near zero, so that a difference between the two models shows in their results.
         vision = AutoConfig.for_model(
@@ -108,19 +108,17 @@ def new_peer(setting: Setting) -> InstructBlipForConditionalGeneration:
     """transformers' model with random weights from a fixed seed, its backbones frozen."""
     torch.manual_seed(0)
     with torch.device(setting.device):
-        peer = InstructBlipForConditionalGeneration(configs(setting)[0])
+        peer = InstructBlipForConditionalGeneration._from_config(configs(setting)[0], dtype=setting.dtype)
         nn.init.normal_(peer.query_tokens, std=0.02)  # its own start is 0, which has no direction
         nn.init.normal_(peer.vision_model.embeddings.position_embedding, std=0.02)
         nn.init.normal_(peer.vision_model.embeddings.class_embedding, std=0.02)
-    peer.to(setting.dtype)
     return peer
 
 
 def ours_like(peer: InstructBlipForConditionalGeneration, setting: Setting) -> InstructBLIPForConditionalGeneration:
     """Our model holding the peer's tensors; those that train are copied, so that each model has its own gradients."""
     with torch.device(setting.device):
-        ours = InstructBLIPForConditionalGeneration(configs(setting)[1])
-    ours.to(setting.dtype)
+        ours = InstructBLIPForConditionalGeneration._from_config(configs(setting)[1], dtype=setting.dtype)
     ours.load_state_dict(peer.state_dict(), assign=True)
     ours.tie_weights()
     for module in ours.modules():

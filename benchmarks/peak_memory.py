@@ -22,14 +22,15 @@ MIB = 2**20
 def measure(contestant: str, setting: Setting) -> dict[str, float]:
     """Peak MiB over weights and optimizer, in all, and saved for backward, of one step of `contestant`."""
     batch = new_batch(setting, [EQUAL[0]] * ROWS)
-    model: nn.Module = new_peer(setting)
-    ours = ours_like(model, setting)
+    peer = new_peer(setting)
+    ours = ours_like(peer, setting)
+    model: nn.Module = peer
     bridge = {name for name, _ in ours.named_bridge_parameters()}
     inputs: dict[str, Any] = tuned_inputs(setting, batch) if contestant == "peer tuned" else batch.for_peer()
     if contestant == "ours":
         ours.freeze_backbones()
         model, inputs = ours, batch.for_ours()
-    del ours
+    del peer, ours
     prepare(model, setting, bridge)
     optimizer = optimizer_of(model)
     train_step(model, inputs, optimizer, setting)  # makes the optimizer's moments, and whatever is made only once

@@ -32,7 +32,7 @@ def train_step(
 def tuned_inputs(pair_setting: Setting, batch: Batch) -> dict[str, Any]:
     """The peer's arguments with everything that it offers for this work: no cache, logits of answer columns only."""
     inputs = {**batch.for_peer(), "use_cache": False}
-    if pair_setting.language == "llama":
+    if pair_setting.language == "llama" and batch.labels is not None:
         shifted = nn.functional.pad(batch.labels[:, 1:], (0, 1), value=-100)
         columns = (shifted != -100).any(dim=0)
         inputs.update(logits_to_keep=columns, shift_labels=shifted[:, columns])
