@@ -88,7 +88,7 @@ def learn(
 
 
 def pretrain_language_model(
-    pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, folder: Path, epochs: int = 6
+    pairs: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, folder: Path, epochs: int = 12
 ) -> None:
     """Answer questions from notes; in a quarter of the rows from none.
 
@@ -142,7 +142,7 @@ def pretrain_vision_tower(
     pixels: dict[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
-    epochs: int = 100,
+    epochs: int = 120,
 ) -> None:
     """Tell which question and answer belongs to which image.
 
