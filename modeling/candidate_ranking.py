@@ -177,8 +177,48 @@ def score_candidates_packed(model: PreTrainedModel, candidates: Candidates, **pr
         return scorer(model.language_model, embeds, mask).score(row_tries)
 
 
-class _DecoderScorer:
+class _TrieScorer:
+    """Scores tries after prompts that are run once per row.
+
+    `begun` is the number of positions before a block's nodes (T5's start token), whose logits score the tries' roots.
+    """
+
+    begun: int
+    mask: torch.Tensor
+
+    def root_scores(self, row: int, tokens: list[int]) -> torch.Tensor | None:
+        """log p of `tokens` right after a row's prompt, where that is known before any trie is run."""
+        raise NotImplementedError
+
+    def run(self, chunk: list[tuple[int, TrieBlock]]) -> torch.Tensor:
+        """Logits (blocks, begun + nodes, vocabulary) of (row, block) pairs."""
+        raise NotImplementedError
+
+    def score(self, tries: list[CandidateTrie]) -> list[torch.Tensor]:
+        """One (candidates,) tensor a row."""
+        blocks = {id(trie): list(trie.blocks()) for trie in tries}
+        scores = []
+        for row, trie in enumerate(tries):
+            roots = trie.edges_from(-1, 0)
+            known = self.root_scores(row, [trie.edge_tokens[edge] for edge in roots])
+            scores.append(torch.zeros(len(trie.edge_tokens), device=self.mask.device))
+            if known is not None:
+                scores[row][roots] = known
+            elif not blocks[id(trie)]:
+                blocks[id(trie)] = [TrieBlock(trie, [], 0, 0)]  # one-token candidates: nothing but the root
+        todo = [(row, block) for row, trie in enumerate(tries) for block in blocks[id(trie)]]
+        todo.sort(key=lambda pair: len(pair[1].nodes), reverse=True)
+        for chunk in _chunks(todo, extra=self.begun):
+            logits = self.run(chunk)
+            for number, (row, block) in enumerate(chunk):
+                _score_edges(scores[row], logits[number], block, offset=self.begun)
+        return [trie.sum_paths(row_scores) for trie, row_scores in zip(tries, scores, strict=True)]
+
+
+class _DecoderScorer(_TrieScorer):
     """Scores tries after prompts whose keys and values are computed once per row."""
+
+    begun = 0
 
     def __init__(self, language_model: PreTrainedModel, embeds: torch.Tensor, mask: torch.Tensor):
         self.language_model, self.mask = language_model, mask.bool()
@@ -192,19 +232,8 @@ class _DecoderScorer:
         self.cache = outputs.past_key_values
         self.first = outputs.logits.float().log_softmax(dim=-1)  # (rows, vocabulary), after the prompt
 
-    def score(self, tries: list[CandidateTrie]) -> list[torch.Tensor]:
-        scores = [self.first.new_zeros(len(trie.edge_tokens)) for trie in tries]
-        blocks = {id(trie): list(trie.blocks()) for trie in tries}
-        for row, trie in enumerate(tries):
-            edges = trie.edges_from(-1, 0)
-            scores[row][edges] = self.first[row, [trie.edge_tokens[edge] for edge in edges]]
-        todo = [(row, block) for row, trie in enumerate(tries) for block in blocks[id(trie)]]
-        todo.sort(key=lambda pair: len(pair[1].nodes), reverse=True)
-        for chunk in _chunks(todo, extra=0):
-            logits = self.run(chunk)
-            for number, (row, block) in enumerate(chunk):
-                _score_edges(scores[row], logits[number], block, offset=0)
-        return [trie.sum_paths(row_scores) for trie, row_scores in zip(tries, scores, strict=True)]
+    def root_scores(self, row: int, tokens: list[int]) -> torch.Tensor:
+        return self.first[row, tokens]
 
     def run(self, chunk: list[tuple[int, TrieBlock]]) -> torch.Tensor:
         device = self.mask.device
@@ -224,12 +253,14 @@ class _DecoderScorer:
         ).logits
 
 
-class _EncoderDecoderScorer:
+class _EncoderDecoderScorer(_TrieScorer):
     """Scores tries with a T5 whose encoder runs once per row.
 
     T5 counts decoder positions by itself, so the mask also carries the difference between the position bias that the
     trie needs (by depth) and the one that T5 adds (by column).
     """
+
+    begun = 1
 
     def __init__(self, language_model: PreTrainedModel, embeds: torch.Tensor, mask: torch.Tensor):
         self.language_model = language_model
@@ -238,16 +269,8 @@ class _EncoderDecoderScorer:
         start = language_model.config.decoder_start_token_id
         self.start = language_model.generation_config.decoder_start_token_id if start is None else start
 
-    def score(self, tries: list[CandidateTrie]) -> list[torch.Tensor]:
-        scores = [self.encoded.new_zeros(len(trie.edge_tokens), dtype=torch.float32) for trie in tries]
-        blocks = {id(trie): list(trie.blocks()) or [TrieBlock(trie, [], 0, 0)] for trie in tries}
-        todo = [(row, block) for row, trie in enumerate(tries) for block in blocks[id(trie)]]
-        todo.sort(key=lambda pair: len(pair[1].nodes), reverse=True)
-        for chunk in _chunks(todo, extra=1):
-            logits = self.run(chunk)
-            for number, (row, block) in enumerate(chunk):
-                _score_edges(scores[row], logits[number], block, offset=1)
-        return [trie.sum_paths(row_scores) for trie, row_scores in zip(tries, scores, strict=True)]
+    def root_scores(self, row: int, tokens: list[int]) -> None:
+        return None
 
     def run(self, chunk: list[tuple[int, TrieBlock]]) -> torch.Tensor:
         """Logits (blocks, 1 + nodes, vocabulary); the first position is the decoder's start token."""
