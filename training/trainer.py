@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from instructblip.modeling import InstructBLIPForConditionalGeneration
@@ -131,7 +130,6 @@ class InstructBLIPTrainer(Trainer):
             save_file(model.bridge_state_dict(), os.path.join(output_dir, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
         if self.processing_class is not None:
             self.processing_class.save_pretrained(output_dir)
-        torch.save(self.args, os.path.join(output_dir, TRAINING_ARGS_NAME))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse a checkpoint of another bridge; the frozen tensors are missing from every checkpoint."""
