@@ -160,6 +160,9 @@ def pretrain_vision_tower(
                 "vocab_size": len(tokenizer),
                 "max_position_embeddings": 32,
                 "projection_size": WIDTH,
+                "pad_token_id": tokenizer.pad_token_id,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
             },
         )
     ).train()
