@@ -114,15 +114,18 @@ class GenerationAndRankingMixin:
         config.is_encoder_decoder = self.config.is_encoder_decoder if hasattr(config, "is_encoder_decoder") else None
         return config
 
+    def _has_fast_paths(self) -> bool:
+        """Whether beams may share a prompt and candidates be scored as a trie with this language model."""
+        return self.config.text_config.model_type == "t5" or has_plain_attention(self.language_model)
+
     def _may_share_prompt(self, config: GenerationConfig, kwargs: dict[str, Any]) -> bool:
         """Whether several hypotheses per row read one prompt, and nothing asked for needs transformers' own cache."""
         beams = max(config.num_beams or 1, config.num_return_sequences or 1)
-        plain = self.config.text_config.model_type == "t5" or has_plain_attention(self.language_model)
         special = ("past_key_values", "assistant_model", "custom_generate", "encoder_outputs", "decoder_input_ids")
         return (
             beams > 1
             and not (self.config.is_encoder_decoder and self.language_model.device.type == "meta")  # offloaded
-            and plain
+            and self._has_fast_paths()
             and config.use_cache is not False
             and config.cache_implementation is None
             and not (config.output_attentions or config.output_hidden_states)
@@ -196,8 +199,7 @@ class GenerationAndRankingMixin:
         end = self.config.is_encoder_decoder if add_end_token is None else add_end_token
         vocabulary = self.get_input_embeddings().num_embeddings
         per_row = _candidates_per_row(candidates, rows, [self._end_token_id()] if end else [], vocabulary)
-        fast = self.config.text_config.model_type == "t5" or has_plain_attention(self.language_model)
-        score: Callable = score_candidates_packed if packed and fast else score_candidates_naively
+        score: Callable = score_candidates_packed if packed and self._has_fast_paths() else score_candidates_naively
         scores = score(self, per_row, **prompt)
         if length_normalize:
             scores = [
