@@ -234,6 +234,11 @@ class BackbonesMixin:
         model = cls(small)
         return {name: parameter.detach() for name, parameter in model.named_bridge_parameters()}
 
+    @property
+    def known_backbones(self) -> dict[str, Any] | None:
+        """Where the frozen parts came from, as a bridge-only release names it; None where that is not known."""
+        return self.config.backbones or getattr(self, "_loaded_from", None)
+
     def bridge_state_dict(self) -> dict[str, torch.Tensor]:
         """The tensors that instruction tuning trains, by their names in the full state dict."""
         return {name: parameter.detach() for name, parameter in self.named_bridge_parameters()}
@@ -255,7 +260,7 @@ class BackbonesMixin:
         if not bridge_only:
             super().save_pretrained(save_directory, **kwargs)
             return
-        backbones = config.backbones or getattr(self, "_loaded_from", None)
+        backbones = self.known_backbones
         if backbones is None:
             raise ValueError(
                 "bridge_only=True needs to know where the frozen backbones are: build the model with from_backbones() "

@@ -110,7 +110,7 @@ class InstructBLIPTrainer(Trainer):
 
     def _backbones_are_known(self) -> bool:
         model = self.accelerator.unwrap_model(self.model)
-        return bool(model.config.backbones or getattr(model, "_loaded_from", None))
+        return bool(model.known_backbones)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         if self._save_whole_model:

@@ -117,7 +117,7 @@ def push_release(
             f"the processor's image token is {processor.image_token_id} and the model's {model.config.image_token_id}: "
             "pass the processor that the model was tuned with"
         )
-    backbones = model.config.backbones or getattr(model, "_loaded_from", None)
+    backbones = model.known_backbones
     if bridge_only:
         _check_backbones(backbones)
     api = HfApi(token=token)
