@@ -14,7 +14,11 @@ setup(
     license_expression="Apache-2.0",
     packages=["instructblip", *(f"instructblip.{name}" for name in SUBPACKAGES)],
     package_dir={"instructblip": "src/instructblip", **{f"instructblip.{name}": name for name in SUBPACKAGES}},
-    package_data={"instructblip": ["py.typed"], "instructblip.eval_tasks": ["*.yaml"]},
+    package_data={
+        "instructblip": ["py.typed"],
+        "instructblip.datasets_builders": ["specs/*.yaml"],
+        "instructblip.eval_tasks": ["*.yaml"],
+    },
     python_requires=">=3.11",  # as transformers 5.23
     install_requires=[
         "accelerate",
@@ -23,18 +27,21 @@ setup(
         "numpy",
         "peft",
         "Pillow",
+        "PyYAML",
         "safetensors",
         "torch>=2.11",
         "transformers>=5.23,<6",
         "trl",
     ],
     extras_require={
+        "datatrove": ["datatrove"],
         "eval": ["lm-eval>=0.4.13", "scikit-learn"],
         "video": ["av"],
-        "dev": ["pyrefly", "pytest", "pytest-timeout", "ruff", "setuptools>=77"],
+        "dev": ["hypothesis", "pyrefly", "pytest", "pytest-timeout", "ruff", "setuptools>=77"],
     },
     entry_points={
         "console_scripts": [
+            "instructblip-data = instructblip.datasets_builders.__main__:main",
             "instructblip-eval = instructblip.eval_tasks.__main__:main",
             "instructblip-convert-lavis = instructblip.modeling.convert_lavis:main",
         ]

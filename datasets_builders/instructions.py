@@ -2,17 +2,15 @@
 
 import collections
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from .table import TABLE
+from .table import TABLE, AnswerPolicy
 from .templates import TEMPLATES, Template, choose_template, draw, format_instruction
-
-AnswerPolicy = Literal["most_frequent", "sampled", "all"]
 
 
 class InstructionDataset(torch.utils.data.Dataset):

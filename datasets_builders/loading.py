@@ -22,8 +22,9 @@ def builder(name: str, data_dir: str, config: str | None = None, **options: Any)
     """
     if name not in TABLE:
         raise ValueError(f"no dataset {name!r}: there are {', '.join(TABLE)}")
-    module = importlib.import_module(f".{name}", __package__)
-    return getattr(module, TABLE[name].builder)(config_name=config, data_dir=data_dir, **options)
+    source = TABLE[name].source
+    module = importlib.import_module(f".{source.name}", __package__)
+    return getattr(module, source.builder)(config_name=config or TABLE[name].config, data_dir=data_dir, **options)
 
 
 def load(

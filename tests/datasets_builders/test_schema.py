@@ -184,7 +184,7 @@ def test_embedded_images_survive_a_move(vqa_rad_folder, cache, tmp_path):
 
 
 def test_what_is_not_there_is_named(vqa_rad_folder, cache):
-    with pytest.raises(ValueError, match="no dataset 'vqarad': there are vqa_rad,"):
+    with pytest.raises(ValueError, match="no dataset 'vqarad': there are "):
         load("vqarad", vqa_rad_folder)
     with pytest.raises(ValueError, match="vqa_rad has no split 'dev': it has train, test"):
         load("vqa_rad", vqa_rad_folder, split="dev", cache_dir=cache)
