@@ -3,12 +3,16 @@
 A module of its own because `datasets` patches `open` and `os.path` in every module that defines a builder.
 """
 
+import glob
+import gzip
 import hashlib
+import io
 import json
 import os
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -30,18 +34,25 @@ class BadRowError(ValueError):
         return f"{self.file}, row {self.row}: {self.reason}"
 
 
+def open_bytes(path: str) -> IO[bytes]:
+    """The bytes of a file, unpacked where its name ends in ".gz"."""
+    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+
+
 def read_json(path: str) -> Any:
-    """The value of a JSON file.
+    """The value of a JSON file, gzipped or not.
 
     Raises:
         ValueError: not JSON, or not UTF-8; says where. One broken character spoils the file, so no row can be skipped.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        with open_bytes(path) as file:
+            return json.loads(file.read().decode("utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (UnicodeDecodeError, RecursionError, EOFError, OSError, zlib.error) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise ValueError(f"{path}: not a JSON file ({error})") from error
 
 
@@ -63,7 +74,7 @@ def read_json_list(path: str, key: str | None = None) -> list[Any]:
 
 def read_json_lines(path: str) -> Iterator[tuple[int, Any]]:
     """(row, value) of each line of a JSON-lines file; the value is a `BadRowError` where the line is not JSON."""
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         for row, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -111,6 +122,12 @@ def field(record: Any, name: str, *kinds: type) -> Any:
     return value
 
 
+def matching_files(folder: str, pattern: str) -> list[str]:
+    """Paths of the files in `folder` that fit a pattern such as "parts/*.tar", in the order of their names."""
+    found = (os.path.join(folder, name) for name in glob.glob(pattern, root_dir=folder))
+    return sorted(path for path in found if os.path.isfile(path))
+
+
 def image_path(folders: Iterable[str], name: str) -> str:
     """Where the image `name` lies: in the first of `folders` that has it.
 
@@ -128,23 +145,27 @@ def image_path(folders: Iterable[str], name: str) -> str:
     raise ValueError(f"image {name!r} is not in {', '.join(folders)}")
 
 
-def check_image(path: str) -> None:
+def check_image(image: str | bytes) -> None:
     """Decode an image once, so that a broken file is found while building and not in the middle of training.
+
+    Args:
+        image: path of a file, or its bytes.
 
     Raises:
         ValueError: missing, not an image, cut off, or so large that Pillow takes it for a decompression bomb.
     """
+    name = f"of {len(image)} bytes" if isinstance(image, bytes) else image
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
+                picture.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {path}: too large, refused as a decompression bomb ({error})") from error
+        raise ValueError(f"image {name}: too large, refused as a decompression bomb ({error})") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"image {path}: no image that Pillow can read") from error
+        raise ValueError(f"image {name}: no image that Pillow can read") from error
     except Exception as error:  # Pillow's readers raise whatever the broken bytes lead them to
-        raise ValueError(f"image {path}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"image {name}: {type(error).__name__}: {error}") from error
 
 
 def digest(contents: Iterable[str] = (), listed: Iterable[str] = (), salt: str = "") -> str:
@@ -152,7 +173,7 @@ def digest(contents: Iterable[str] = (), listed: Iterable[str] = (), salt: str =
 
     Args:
         contents: files that count with name, size and every byte.
-        listed: folders whose files count with name, size and time of change only.
+        listed: files, and folders whose files, count with name, size and time of change only.
         salt: anything else that should change the name.
     """
     state = hashlib.blake2b(salt.encode(), digest_size=16)
@@ -163,11 +184,14 @@ def digest(contents: Iterable[str] = (), listed: Iterable[str] = (), salt: str =
                 content.update(block)
         entry = f"\n{path}\t{os.path.getsize(path)}\t{content.hexdigest()}"
         state.update(entry.encode("utf-8", "surrogateescape"))
-    for folder in listed:
-        for parent, folders, names in os.walk(folder):
-            folders.sort()
-            for name in sorted(names):
-                stat = os.stat(os.path.join(parent, name))
-                entry = f"\n{os.path.join(parent, name)}\t{stat.st_size}\t{stat.st_mtime_ns}"
-                state.update(entry.encode("utf-8", "surrogateescape"))
+    for place in listed:
+        for path in [place] if os.path.isfile(place) else _files_below(place):
+            stat = os.stat(path)
+            state.update(f"\n{path}\t{stat.st_size}\t{stat.st_mtime_ns}".encode("utf-8", "surrogateescape"))
     return state.hexdigest()
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (os.path.join(parent, name) for name in sorted(names))

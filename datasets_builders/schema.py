@@ -9,19 +9,19 @@ One row is one visual input with all that is asked about it, so that its pixels 
 
 import collections
 import dataclasses
-import glob
 import inspect
-import json
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 from datasets import Features, Image, List, Value
 from datasets.builder import Key
 
-from .official_files import BadRowError, check_image, digest
+from .official_files import BadRowError, check_image, digest, matching_files
+from .sharded_building import Shard, ShardedBuilder
 from .table import TABLE
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class BuilderConfig(datasets.BuilderConfig):
     on_bad: str = "raise"  # "skip": leave out what cannot be used, and count it
     verify_images: bool = True  # decode each image once while building; False trusts the files
     embed_images: bool = False  # keep the files' bytes, not their paths: the result survives a move of the images
+    shards: int = 16  # parts that a split is cut into: the most processes that can build or stream it
 
 
 @dataclasses.dataclass
@@ -80,16 +81,19 @@ class Record:
     file: str
     row: int
     image_id: str
-    image: str  # path of the image
+    image: str | bytes | list[str | bytes]  # path or encoded bytes; several where the builder has `several_images`
     sample: dict[str, Any]
 
 
-class InstructionBuilder(datasets.GeneratorBasedBuilder):
+class InstructionBuilder(ShardedBuilder):
     """Reads official files into grouped rows. A dataset says where its images are and what a record in its files means.
 
     Rows come in the order in which the annotation file first names their images, whatever the number of processes. An
     annotation file or builder code that changed, and with `on_bad="skip"` or `embed_images=True` an image folder that
     changed, gives another cache entry, so nothing stale is read.
+
+    An annotation file is parsed whole, so memory grows with it (not with the images); `one_shard_per_file` is for
+    datasets too large for that.
 
     Raises:
         FileNotFoundError: `data_dir` lacks every annotation file, or that of a split in `splits`.
@@ -97,12 +101,21 @@ class InstructionBuilder(datasets.GeneratorBasedBuilder):
     """
 
     BUILDER_CONFIG_CLASS = BuilderConfig
-    SHARDS = 16  # parts that a split is cut into: the most processes that can build or stream it
+    SMALLEST_SHARD = 64  # rows: smaller splits are built into fewer files than `shards`
+
+    several_images: ClassVar[bool] = False  # rows have `images`, as videos do
+    # The places in the table are patterns; every file that fits is a shard, read in one pass with nothing kept, and
+    # images are grouped where their samples are neighbours.
+    one_shard_per_file: ClassVar[bool] = False
 
     def annotation_files(self) -> dict[str, list[str]]:
         """Split -> where its annotation file may lie, relative to `data_dir`; the first found is read."""
         splits = TABLE[self.name].splits
         return {split: [name.format(config=self.config.name) for name in names] for split, names in splits.items()}
+
+    def extra_files(self, split: str) -> list[str]:
+        """Absolute paths of further files that `read` opens for `split`, of those that are there."""
+        return []
 
     def image_folders(self, split: str) -> list[str]:
         """Absolute folders that hold the images of `split`."""
@@ -121,20 +134,30 @@ class InstructionBuilder(datasets.GeneratorBasedBuilder):
         config, config_id = super()._create_builder_config(config_name, custom_features, config_id, **config_kwargs)
         if config.on_bad not in ("raise", "skip"):
             raise ValueError(f"on_bad={config.on_bad!r}: expected 'raise' or 'skip'")
+        if config.shards < 1:
+            raise ValueError(f"shards={config.shards}: expected 1 or more")
         self.config = config
         files = self.split_files()
+        annotations = [path for paths in files.values() for path in paths]
+        extra = [path for split in files for path in self.extra_files(split)]
         rows_depend_on_images = config.on_bad == "skip" or config.embed_images
-        folders = {folder: None for split in files for folder in self.image_folders(split)}  # in order, once
-        contents = [*files.values(), *self._sources()]
-        self.hash = digest(contents, folders if rows_depend_on_images else (), salt=self.hash or "")
+        folders = [folder for split in files for folder in self.image_folders(split)] if rows_depend_on_images else []
+        listed = [*annotations, *folders] if self.one_shard_per_file else folders  # too large to be read for a digest
+        contents = [*extra, *self._sources()] if self.one_shard_per_file else [*annotations, *extra, *self._sources()]
+        self.hash = digest(dict.fromkeys(contents), dict.fromkeys(listed), salt=self.hash or "")
         self._parsed: tuple[str, list[BadRowError | list[Record]]] | None = None  # the last file read
-        self._report_folder: str | None = None  # where a build, but not a stream, leaves its lists of bad rows
         return config, config_id
 
     def _sources(self) -> list[str]:
-        """The files of the code that makes the rows."""
-        package = [cls for cls in type(self).__mro__ if issubclass(cls, InstructionBuilder)]
-        return [*{inspect.getfile(cls): None for cls in package}, inspect.getfile(BadRowError)]
+        """The files of the code that makes the rows: of this class, its bases, and the siblings that they import."""
+        package = __name__.rpartition(".")[0]
+        modules = [cls.__module__ for cls in type(self).__mro__ if issubclass(cls, ShardedBuilder)]
+        modules += [
+            getattr(value, "__module__", None) or ""
+            for module in modules
+            for value in vars(sys.modules[module]).values()
+        ]
+        return sorted({inspect.getfile(sys.modules[name]) for name in modules if name.rpartition(".")[0] == package})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_parsed": None}  # a worker reads the file itself
@@ -142,10 +165,10 @@ class InstructionBuilder(datasets.GeneratorBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         spec = TABLE.get(self.name)
         about = {} if spec is None else {"license": spec.licence, "homepage": spec.homepage, "citation": spec.citation}
-        return datasets.DatasetInfo(features=row_features(), **about)
+        return datasets.DatasetInfo(features=row_features(self.several_images), **about)
 
-    def split_files(self) -> dict[str, str]:
-        """Split -> absolute path of its annotation file, for the splits to build.
+    def split_files(self) -> dict[str, list[str]]:
+        """Split -> absolute paths of its annotation files, for the splits to build.
 
         Raises:
             FileNotFoundError: none is there, or one asked for is not.
@@ -157,42 +180,63 @@ class InstructionBuilder(datasets.GeneratorBasedBuilder):
             raise ValueError(f"{self.name} has no split {unknown[0]!r}: it has {', '.join(known)}")
         found = {}
         for split in self.config.splits or known:
-            paths = [os.path.join(data_dir, name) for name in known[split]]
-            path = next((path for path in paths if os.path.isfile(path)), None)
-            if path is not None:
-                found[split] = path
+            files = next((files for files in (matching_files(data_dir, name) for name in known[split]) if files), [])
+            if files:
+                found[split] = files if self.one_shard_per_file else files[:1]
             elif self.config.splits:
-                raise FileNotFoundError(f"{self.name}: no annotation file for {split}: looked for {', '.join(paths)}")
+                places = ", ".join(os.path.join(data_dir, name) for name in known[split])
+                raise FileNotFoundError(f"{self.name}: no annotation file for {split}: looked for {places}")
         if not found:
             names = ", ".join(names[0] for names in known.values())
             raise FileNotFoundError(f"{self.name}: no annotation file in {data_dir}: expected one or more of {names}")
         return found
 
+    def _split_names(self) -> list[str]:
+        return list(self.split_files())
+
+    def _shards(self, split: str, parts: int) -> list[Shard]:
+        files = self.split_files()[split]
+        if self.one_shard_per_file:
+            return [Shard(split, number, file) for number, file in enumerate(files)]
+        return [Shard(split, part, files[0], part, parts) for part in range(parts)]
+
+    def shards_to_build(self, split: str) -> list[Shard]:
+        parts = 1
+        if not self.one_shard_per_file:
+            items = self._items(split, self.split_files()[split][0])
+            parts = max(1, min(self.config.shards, len(items) // self.SMALLEST_SHARD))
+        return self._shards(split, parts)
+
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         return [
-            datasets.SplitGenerator(
-                name=split,
-                gen_kwargs={"shards": [(split, file, index, self.SHARDS) for index in range(self.SHARDS)]},
-            )
-            for split, file in self.split_files().items()
+            datasets.SplitGenerator(name=split, gen_kwargs={"shards": self._shards(split, self.config.shards)})
+            for split in self.split_files()
         ]
 
-    def _generate_examples(self, shards: list[tuple[str, str, int, int]]) -> Iterator[tuple[Key, dict[str, Any]]]:
-        for split, file, index, count in shards:
-            items = self._items(split, file)
+    def _generate_examples(self, shards: list[Shard]) -> Iterator[tuple[Key, dict[str, Any]]]:
+        for shard in shards:
             bad: list[BadRowError] = []
-            part = items[len(items) * index // count : len(items) * (index + 1) // count]
-            for number, item in enumerate(part):
-                try:
-                    if isinstance(item, BadRowError):
-                        raise item
-                    yield Key(index, number), self._row(item)
-                except BadRowError as error:
-                    if self.config.on_bad == "raise":
-                        raise
-                    bad.append(error)
+            for number, row in enumerate(self.shard_rows(shard, bad)):
+                yield Key(shard.number, number), row
             if bad:
-                self._report(split, index, bad)
+                message = "%s/%s: skipped %d bad rows or images; first: %s"
+                logger.warning(message, self.name, shard.split, len(bad), bad[0])
+
+    def shard_rows(self, shard: Shard, bad: list[BadRowError]) -> Iterator[dict[str, Any]]:
+        if self.one_shard_per_file:
+            items = group_neighbours(self.read(shard.split, shard.file))
+        else:
+            every = self._items(shard.split, shard.file)
+            items = every[len(every) * shard.part // shard.parts : len(every) * (shard.part + 1) // shard.parts]
+        for item in items:
+            try:
+                if isinstance(item, BadRowError):
+                    raise item
+                yield self._row(item)
+            except BadRowError as error:
+                if self.config.on_bad == "raise":
+                    raise
+                bad.append(error)
 
     def _items(self, split: str, file: str) -> list[BadRowError | list[Record]]:
         """The file's samples grouped by image, bad rows at their places; the last file read is kept."""
@@ -204,48 +248,26 @@ class InstructionBuilder(datasets.GeneratorBasedBuilder):
         """One row of the schema.
 
         Raises:
-            BadRowError: the image is missing or broken; names the first sample and how many go with it.
+            BadRowError: an image is missing or broken; names the first sample and how many go with it.
         """
         first = records[0]
+        images = first.image if isinstance(first.image, list) else [first.image]
         try:
-            if self.config.verify_images:
-                check_image(first.image)
-            image: Any = first.image
-            if self.config.embed_images:
-                with open(first.image, "rb") as file:
-                    image = {"bytes": file.read(), "path": None}
+            pixels = [self._pixels(image) for image in images]
         except (OSError, ValueError) as error:
             lost = f" ({len(records)} samples need it)" if len(records) > 1 else ""
             raise BadRowError(first.file, first.row, f"{error}{lost}") from error
-        return {"image": image, "image_id": first.image_id, "samples": [record.sample for record in records]}
+        visual = {"images": pixels} if self.several_images else {"image": pixels[0]}
+        return {**visual, "image_id": first.image_id, "samples": [record.sample for record in records]}
 
-    def _report(self, split: str, shard: int, bad: list[BadRowError]) -> None:
-        """Leave a list of what a shard left out for the building process to sum up; a stream says it at once."""
-        if self._report_folder is None:
-            logger.warning("%s/%s: skipped %d bad rows or images; first: %s", self.name, split, len(bad), bad[0])
-            return
-        with open(os.path.join(self._report_folder, f"skipped-{split}-{shard:05d}.jsonl"), "w") as file:
-            for error in bad:
-                file.write(json.dumps({"file": error.file, "row": error.row, "reason": error.reason}) + "\n")
-
-    def _prepare_split(self, split_generator, *args, **kwargs) -> None:
-        self._report_folder = self._output_dir  # the lists move with the rows when the build is complete
-        try:
-            super()._prepare_split(split_generator, *args, **kwargs)
-        finally:
-            self._report_folder = None
-        if not split_generator.split_info.num_examples:
-            skipped = self.skipped(split_generator.name)
-            why = f": {len(skipped)} skipped; first: {BadRowError(**skipped[0])}" if skipped else ""
-            raise ValueError(f"{self.name}: no usable row for {split_generator.name}{why}")
-
-    def _prepare_split_single(self, *args, **kwargs):
-        try:
-            yield from super()._prepare_split_single(*args, **kwargs)
-        except datasets.exceptions.DatasetGenerationError as error:
-            if isinstance(error.__cause__, ValueError):  # ours: it names file and row, the wrapper names nothing
-                raise error.__cause__ from None
-            raise
+    def _pixels(self, image: str | bytes) -> Any:
+        """What the `Image` feature takes for an image that can be read."""
+        if self.config.verify_images:
+            check_image(image)
+        if isinstance(image, str) and self.config.embed_images:
+            with open(image, "rb") as file:
+                image = file.read()
+        return {"bytes": image, "path": None} if isinstance(image, bytes) else image
 
     def download_and_prepare(self, *args, **kwargs) -> None:
         """As `datasets` does it, and a summary of what was left out, also when the rows come from the cache."""
@@ -257,13 +279,20 @@ class InstructionBuilder(datasets.GeneratorBasedBuilder):
                 first = BadRowError(**skipped[0])
                 logger.warning(message, self.name, split, info.num_examples, len(skipped), first, self._output_dir)
 
-    def skipped(self, split: str) -> list[dict[str, Any]]:
-        """What building `split` left out: {"file", "row", "reason"} each, in file order."""
-        entries: list[dict[str, Any]] = []
-        for path in sorted(glob.glob(os.path.join(glob.escape(self._output_dir), f"skipped-{split}-*.jsonl"))):
-            with open(path) as file:
-                entries.extend(json.loads(line) for line in file)
-        return entries
+
+def group_neighbours(records: Iterable[Record | BadRowError]) -> Iterator[BadRowError | list[Record]]:
+    """Samples of one image together where they follow one another; holds one image's samples at a time."""
+    group: list[Record] = []
+    for record in records:
+        if group and (isinstance(record, BadRowError) or record.image_id != group[0].image_id):
+            yield group
+            group = []
+        if isinstance(record, BadRowError):
+            yield record
+        else:
+            group.append(record)
+    if group:
+        yield group
 
 
 def group_by_image(records: Iterable[Record | BadRowError]) -> list[BadRowError | list[Record]]:

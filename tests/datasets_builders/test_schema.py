@@ -53,7 +53,7 @@ def test_two_processes_give_the_rows_of_one(vqa_rad_folder, cache, tmp_path):
 def test_a_stream_gives_the_rows_of_a_build(vqa_rad_folder, cache):
     built = load("vqa_rad", vqa_rad_folder, split="train", cache_dir=cache)
     streamed = load("vqa_rad", vqa_rad_folder, split="train", cache_dir=cache, streaming=True)
-    assert streamed.num_shards == VQARad.SHARDS
+    assert streamed.num_shards == 16
     assert list(streamed.decode(False)) == undecoded(built)
 
 
@@ -89,7 +89,12 @@ def test_unchanged_files_are_built_once_under_any_spelling_of_the_folder(vqa_rad
 
 def test_changed_builder_code_gives_another_cache_entry(vqa_rad_folder, cache, tmp_path, monkeypatch):
     builder = VQARad(data_dir=vqa_rad_folder, cache_dir=cache)
-    assert {Path(source).name for source in builder._sources()} == {"vqa_rad.py", "schema.py", "official_files.py"}
+    assert {Path(source).name for source in builder._sources()} == {
+        "vqa_rad.py",
+        "schema.py",
+        "sharded_building.py",
+        "official_files.py",
+    }
     first = builder.cache_dir
     assert VQARad(data_dir=vqa_rad_folder, cache_dir=cache).cache_dir == first
     source = tmp_path / "source.py"
