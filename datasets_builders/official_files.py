@@ -84,6 +84,89 @@ def read_json_lines(path: str) -> Iterator[tuple[int, Any]]:
                 yield row, BadRowError(path, row, f"not JSON ({error})")
 
 
+def read_json_members(path: str, block: int = 1 << 20) -> Iterator[tuple[int, str, Any]]:
+    """(row, key, value) of each member of the object that a JSON file is, in order; holds one value at a time.
+
+    A key that comes twice is given twice, where `read_json` would keep the last.
+
+    Args:
+        block: characters read at a time.
+
+    Raises:
+        ValueError: no object, not JSON, or not UTF-8; says after which row.
+    """
+    row = 0
+    try:
+        with open_bytes(path) as file:
+            text = _JSONText(io.TextIOWrapper(file, encoding="utf-8"), block)
+            start = text.next()
+            if start != "{":
+                raise ValueError(f"{path}: expected an object, found {start or 'nothing'!r} at its start")
+            text.skip("{")
+            while text.next() != "}":
+                if row:
+                    text.skip(",")
+                key = text.value()
+                text.skip(":")
+                value = text.value()
+                row += 1
+                if not isinstance(key, str):
+                    raise ValueError(f"{path}, row {row}: expected a key, found {describe(key)}")
+                yield row, key, value
+            text.skip("}")
+            if text.next():
+                raise ValueError(f"{path}, after row {row}: more text behind the object")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, row {row + 1}: not JSON ({error.msg})") from error
+    except (UnicodeDecodeError, RecursionError, EOFError, OSError, zlib.error) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path}, row {row + 1}: not a JSON file ({error})") from error
+
+
+class _JSONText:
+    """JSON text read in blocks, of which only what is not yet used is held."""
+
+    def __init__(self, file: IO[str], block: int):
+        self.file, self.block = file, block
+        self.text, self.at, self.ended = "", 0, False
+        self.decoder = json.JSONDecoder()
+
+    def next(self) -> str:
+        """The next character that is no white space; "" at the end."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
+                self.at += 1
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at : self.at + 1]
+            self._read_on()
+
+    def skip(self, character: str) -> None:
+        if self.next() != character:
+            raise json.JSONDecodeError(
+                f"expected {character!r}, found {self.next() or 'the end'!r}", self.text, self.at
+            )
+        self.at += 1
+
+    def value(self) -> Any:
+        self.next()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.at)
+                if end < len(self.text) or self.ended:  # a number that ends the block may go on in the next
+                    self.at = end
+                    return value
+            except json.JSONDecodeError:
+                if self.ended:
+                    raise
+            self._read_on()
+
+    def _read_on(self) -> None:
+        rest = self.text[self.at :]
+        more = self.file.read(max(self.block, len(rest)))  # twice as much each time: a long value is not decoded often
+        self.text, self.at, self.ended = rest + more, 0, not more
+
+
 def describe(value: Any) -> str:
     """A value in a few words, for messages."""
     if isinstance(value, dict):
@@ -126,6 +209,42 @@ def matching_files(folder: str, pattern: str) -> list[str]:
     """Paths of the files in `folder` that fit a pattern such as "parts/*.tar", in the order of their names."""
     found = (os.path.join(folder, name) for name in glob.glob(pattern, root_dir=folder))
     return sorted(path for path in found if os.path.isfile(path))
+
+
+def text_field(record: Any, name: str) -> str:
+    """As `field` for a string that may be blank: a hint, a description.
+
+    Raises:
+        ValueError: no object, no such field, no string, or one that UTF-8 cannot hold.
+    """
+    if isinstance(record, dict) and isinstance(record.get(name), str) and not record[name].strip():
+        return ""
+    return field(record, name, str).strip()
+
+
+def choices_field(record: Any, name: str) -> list[str]:
+    """The options of a multiple-choice question.
+
+    Raises:
+        ValueError: no list, an empty one, or an item that is no string or a blank one.
+    """
+    choices = field(record, name, list)
+    if not choices:
+        raise ValueError(f"'{name}' is empty")
+    items = {f"{name}[{number}]": choice for number, choice in enumerate(choices)}
+    return [field(items, item, str).strip() for item in items]
+
+
+def index_field(record: Any, name: str, count: int) -> int:
+    """A position in a list of `count`, from 0.
+
+    Raises:
+        ValueError: no whole number, or one outside the list.
+    """
+    index = field(record, name, int)
+    if not 0 <= index < count:
+        raise ValueError(f"'{name}' is {index}: expected 0 to {count - 1}")
+    return index
 
 
 def image_path(folders: Iterable[str], name: str) -> str:

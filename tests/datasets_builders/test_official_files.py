@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from instructblip.datasets_builders.official_files import choices_field, index_field, read_json_members, text_field
+
+VALUE = {"07": {"answer": "yes", "boxes": [[1, 2.5], []]}, "8": None, "": 123456, "é\n": "a } b", "z": True}
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 3])
+def test_members_come_in_order_whatever_the_block(tmp_path, block, indent):
+    path = tmp_path / "members.json"
+    path.write_text(json.dumps(VALUE, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+    members = list(read_json_members(str(path), block))
+    assert members == [(row, *member) for row, member in enumerate(VALUE.items(), start=1)]
+
+
+def test_a_key_that_comes_twice_is_given_twice(tmp_path):
+    path = tmp_path / "members.json"
+    path.write_text('{"1": "a", "1": "b"}')
+    assert list(read_json_members(str(path))) == [(1, "1", "a"), (2, "1", "b")]
+
+
+def test_an_object_may_be_empty(tmp_path):
+    path = tmp_path / "members.json"
+    path.write_text(" { } ")
+    assert list(read_json_members(str(path))) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected an object, found 'nothing' at its start"),
+        (b"[1]", r"expected an object, found '\[' at its start"),
+        (b'{"1": {"a": 2}, "2": {"a": }}', r"row 2: not JSON \(Expecting value\)"),
+        (b'{"1": {"a": 2} "2": 3}', r"row 2: not JSON \(expected ',', found '\"'\)"),
+        (b'{"1": 2', r"row 2: not JSON \(expected ',', found 'the end'\)"),
+        (b'{"1" 2}', r"row 1: not JSON \(expected ':', found '2'\)"),
+        (b'{"1": 2,}', r"row 2: not JSON \(Expecting value\)"),
+        (b'{"1": 2}}', "after row 1: more text behind the object"),
+        (b"{3: 4}", "row 1: expected a key, found int 3"),
+        (b'{"1": 2, "3": "\xff"}', "row [12]: not a JSON file"),
+        (b'{"1": ' + b"[" * 100_000, "row 1: not a JSON file"),
+    ],
+)
+def test_a_file_that_holds_no_object_is_named_with_the_row(tmp_path, content, message):
+    path = tmp_path / "members.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"members\.json.*{message}"):
+        list(read_json_members(str(path)))
+
+
+def test_text_may_be_blank_but_not_absent():
+    assert text_field({"hint": " \n"}, "hint") == ""
+    assert text_field({"hint": " Look. "}, "hint") == "Look."
+    with pytest.raises(ValueError, match="'hint' is missing"):
+        text_field({}, "hint")
+    with pytest.raises(ValueError, match="'hint' should be str, is NoneType None"):
+        text_field({"hint": None}, "hint")
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ("ab", "'choices' should be list, is str 'ab'"),
+        ([], "'choices' is empty"),
+        (["a", 3], r"'choices\[1\]' should be str, is int 3"),
+        (["a", " "], r"'choices\[1\]' is blank"),
+    ],
+)
+def test_bad_choices_are_named(choices, message):
+    with pytest.raises(ValueError, match=message):
+        choices_field({"choices": choices}, "choices")
+
+
+def test_choices_lose_white_space_around_them():
+    assert choices_field({"choices": ["a ", "b c"]}, "choices") == ["a", "b c"]
+
+
+@pytest.mark.parametrize(("value", "message"), [(3, "is 3: expected 0 to 2"), (-1, "is -1"), ("1", "should be int")])
+def test_an_index_outside_the_list_is_named(value, message):
+    with pytest.raises(ValueError, match=f"'answer' {message}"):
+        index_field({"answer": value}, "answer", 3)
