@@ -95,27 +95,47 @@ def read_json_members(path: str, block: int = 1 << 20) -> Iterator[tuple[int, st
     Raises:
         ValueError: no object, not JSON, or not UTF-8; says after which row.
     """
+    yield from _read_parts(path, "{", "}", block)
+
+
+def read_json_items(path: str, block: int = 1 << 20) -> Iterator[tuple[int, Any]]:
+    """(row, value) of each item of the list that a JSON file is, in order; holds one item at a time.
+
+    Args:
+        block: characters read at a time.
+
+    Raises:
+        ValueError: no list, not JSON, or not UTF-8; says after which row.
+    """
+    for row, _, value in _read_parts(path, "[", "]", block):
+        yield row, value
+
+
+def _read_parts(path: str, opening: str, closing: str, block: int) -> Iterator[tuple[int, str, Any]]:
+    """(row, key, value); the items of a list have the key ""."""
     row = 0
+    article, kind = ("an", "object") if opening == "{" else ("a", "list")
     try:
         with open_bytes(path) as file:
             text = _JSONText(io.TextIOWrapper(file, encoding="utf-8"), block)
             start = text.next()
-            if start != "{":
-                raise ValueError(f"{path}: expected an object, found {start or 'nothing'!r} at its start")
-            text.skip("{")
-            while text.next() != "}":
+            if start != opening:
+                raise ValueError(f"{path}: expected {article} {kind}, found {start or 'nothing'!r} at its start")
+            text.skip(opening)
+            while text.next() != closing:
                 if row:
                     text.skip(",")
-                key = text.value()
-                text.skip(":")
+                key = text.value() if kind == "object" else ""
+                if kind == "object":
+                    text.skip(":")
                 value = text.value()
                 row += 1
                 if not isinstance(key, str):
                     raise ValueError(f"{path}, row {row}: expected a key, found {describe(key)}")
                 yield row, key, value
-            text.skip("}")
+            text.skip(closing)
             if text.next():
-                raise ValueError(f"{path}, after row {row}: more text behind the object")
+                raise ValueError(f"{path}, after row {row}: more text behind the {kind}")
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, row {row + 1}: not JSON ({error.msg})") from error
     except (UnicodeDecodeError, RecursionError, EOFError, OSError, zlib.error) as error:
@@ -262,6 +282,14 @@ def image_path(folders: Iterable[str], name: str) -> str:
         if os.path.isfile(path):
             return path
     raise ValueError(f"image {name!r} is not in {', '.join(folders)}")
+
+
+def stem(name: str) -> str:
+    """A file's name without folders and its last ending: "photos/1.jpg" -> "1".
+
+    `os.path.splitext` is slow in builders, where `datasets` has put a function for remote files in its place.
+    """
+    return name.replace("\\", "/").rpartition("/")[2].rsplit(".", 1)[0]
 
 
 def check_image(image: str | bytes) -> None:

@@ -2,7 +2,13 @@ import json
 
 import pytest
 
-from instructblip.datasets_builders.official_files import choices_field, index_field, read_json_members, text_field
+from instructblip.datasets_builders.official_files import (
+    choices_field,
+    index_field,
+    read_json_items,
+    read_json_members,
+    text_field,
+)
 
 VALUE = {"07": {"answer": "yes", "boxes": [[1, 2.5], []]}, "8": None, "": 123456, "é\n": "a } b", "z": True}
 
@@ -49,6 +55,29 @@ def test_a_file_that_holds_no_object_is_named_with_the_row(tmp_path, content, me
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"members\.json.*{message}"):
         list(read_json_members(str(path)))
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_items_of_a_list_come_in_order_whatever_the_block(tmp_path, block):
+    path = tmp_path / "items.json"
+    path.write_text(json.dumps([VALUE, 12, "a ] b", []], indent=1))
+    assert list(read_json_items(str(path), block)) == [(1, VALUE), (2, 12), (3, "a ] b"), (4, [])]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"1": 2}', "expected a list, found '{' at its start"),
+        ('[{"a": 1}, {"b" 2}]', r"row 2: not JSON \(Expecting ':' delimiter\)"),
+        ('[{"a": 1}, {"b": 2}', r"row 3: not JSON \(expected ',', found 'the end'\)"),
+        ("[1] [2]", "after row 1: more text behind the list"),
+    ],
+)
+def test_a_file_that_holds_no_list_is_named_with_the_row(tmp_path, content, message):
+    path = tmp_path / "items.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"items\.json.*{message}"):
+        list(read_json_items(str(path)))
 
 
 def test_text_may_be_blank_but_not_absent():
