@@ -9,7 +9,7 @@ data_dir/trainset.json testset.json images/synpic54610.jpg
 import os
 from collections.abc import Iterator
 
-from .official_files import BadRowError, field, image_path, read_json_list
+from .official_files import BadRowError, field, image_path, read_json_list, stem
 from .schema import InstructionBuilder, Record, make_sample
 
 TAGS = {"answer_type": "answer_type", "question_type": "question_type", "image_organ": "organ", "phrase_type": "phrase"}
@@ -32,6 +32,6 @@ class VQARad(InstructionBuilder):
                     answers=[str(field(record, "answer", str, int))],  # the official file holds counts as numbers
                     tags=[f"{tag}={field(record, key, str).strip()}" for key, tag in TAGS.items()],
                 )
-                yield Record(file, row, f"vqa_rad/{os.path.splitext(name)[0]}", image_path(folders, name), sample)
+                yield Record(file, row, f"vqa_rad/{stem(name)}", image_path(folders, name), sample)
             except ValueError as error:
                 yield BadRowError(file, row, str(error))
