@@ -14,7 +14,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import datasets
@@ -146,7 +146,7 @@ class InstructionBuilder(ShardedBuilder):
         listed = [*annotations, *folders] if self.one_shard_per_file else folders  # too large to be read for a digest
         contents = [*extra, *self._sources()] if self.one_shard_per_file else [*annotations, *extra, *self._sources()]
         self.hash = digest(dict.fromkeys(contents), dict.fromkeys(listed), salt=self.hash or "")
-        self._parsed: tuple[str, list[BadRowError | list[Record]]] | None = None  # the last file read
+        self._parsed: tuple[tuple[str, str], list[BadRowError | list[Record]]] | None = None  # the last split read
         return config, config_id
 
     def _sources(self) -> list[str]:
@@ -241,11 +241,11 @@ class InstructionBuilder(ShardedBuilder):
 
     def _items(self, split: str, file: str) -> list[BadRowError | list[Record]]:
         """The file's samples grouped by image, bad rows at their places; the last file read is kept."""
-        if self._parsed is None or self._parsed[0] != file:
+        if self._parsed is None or self._parsed[0] != (split, file):  # one file may hold several splits
             collecting = gc.isenabled()
             gc.disable()  # so many small objects, and no cycle among them: looking for one takes a third of the time
             try:
-                self._parsed = (file, group_by_image(self.read(split, file)))
+                self._parsed = ((split, file), group_by_image(self.read(split, file)))
             finally:
                 if collecting:
                     gc.enable()
@@ -258,14 +258,21 @@ class InstructionBuilder(ShardedBuilder):
             BadRowError: an image is missing or broken; names the first sample and how many go with it.
         """
         first = records[0]
-        images = first.image if isinstance(first.image, list) else [first.image]
         try:
-            pixels = [self._pixels(image) for image in images]
+            pixels = [self._pixels(image) for image in self.images_of(first)]
         except (OSError, ValueError) as error:
             lost = f" ({len(records)} samples need it)" if len(records) > 1 else ""
             raise BadRowError(first.file, first.row, f"{error}{lost}") from error
         visual = {"images": pixels} if self.several_images else {"image": pixels[0]}
         return {**visual, "image_id": first.image_id, "samples": [record.sample for record in records]}
+
+    def images_of(self, record: Record) -> Sequence[str | bytes]:
+        """Paths or encoded bytes of a record's images.
+
+        Raises:
+            OSError, ValueError: they cannot be had.
+        """
+        return record.image if isinstance(record.image, list) else [record.image]
 
     def _pixels(self, image: str | bytes) -> Any:
         """What the `Image` feature takes for an image that can be read."""
