@@ -29,11 +29,12 @@ class GQA(InstructionBuilder):
                 name = field(record, "imageId", str)
                 hidden = split == "test"
                 types = {} if hidden else field(record, "types", dict)
+                kinds = {kind: field(types, kind, str, type(None)) for kind in TYPES if not hidden}
                 sample = make_sample(
-                    id=f"gqa/{question_id}",
+                    id=f"gqa/{field({'question id': question_id}, 'question id', str)}",
                     question=field(record, "question", str).strip(),
                     answers=[] if hidden else [field(record, "answer", str).strip()],
-                    tags=[f"{kind}={field(types, kind, str)}" for kind in TYPES if types.get(kind) is not None],
+                    tags=[f"{kind}={value}" for kind, value in kinds.items() if value is not None],
                 )
                 source = "vg" if name.isdecimal() else "gqa"  # ids of Visual Genome, and of the newer test images
                 yield Record(file, row, f"{source}/{name}", image_path(folders, f"{name}.jpg"), sample)

@@ -65,7 +65,8 @@ def test_the_test_set_has_no_answers(folder, cache):
         (entry(answer=3), "'answer' should be str, is int 3"),
         (entry(question=" "), "'question' is blank"),
         (entry(types=None), "'types' should be dict, is NoneType None"),
-        (entry(types={"semantic": 4}), "'semantic' should be str, is int 4"),
+        (entry(types={**TYPES, "semantic": 4}), "'semantic' should be str or NoneType, is int 4"),
+        (entry(types={"semantic": "rel"}), "'structural' is missing"),
         (entry("n0"), "image 'n0.jpg' is not in .*images"),
         (entry("../n161313"), "image '../n161313.jpg' is not a name inside the image folder"),
         ([entry()], "expected an object with 'imageId', found a list of 1"),
@@ -81,6 +82,13 @@ def test_a_bad_question_is_named(folder, cache, bad, message):
 def test_a_question_id_that_comes_twice_is_named(folder, cache):
     write(folder, f'{{"1": {json.dumps(entry())}, "1": {json.dumps(entry())}}}')
     with pytest.raises(BadRowError, match="row 2: id 'gqa/1' again, first in row 1"):
+        load("gqa", folder, split="testdev", cache_dir=cache)
+
+
+@pytest.mark.parametrize(("key", "message"), [("", "is blank"), ("\\ud800", "is not valid text")])
+def test_a_question_id_that_is_no_text_is_named(folder, cache, key, message):
+    write(folder, f'{{"{key}": {json.dumps(entry())}}}')
+    with pytest.raises(BadRowError, match=f"row 1: 'question id' {message}"):
         load("gqa", folder, split="testdev", cache_dir=cache)
 
 
