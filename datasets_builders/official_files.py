@@ -11,10 +11,12 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
+
+VIDEO_ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".mov")
 
 
 class BadRowError(ValueError):
@@ -273,15 +275,35 @@ def image_path(folders: Iterable[str], name: str) -> str:
     Raises:
         ValueError: `name` points outside the folders, or no folder has it.
     """
-    parts = name.replace("\\", "/").split("/")
-    if os.path.isabs(name) or ".." in parts:
-        raise ValueError(f"image {name!r} is not a name inside the image folder")
     folders = list(folders)
-    for folder in folders:
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            return path
-    raise ValueError(f"image {name!r} is not in {', '.join(folders)}")
+    path = _find(folders, name, "image")
+    if path is None:
+        raise ValueError(f"image {name!r} is not in {', '.join(folders)}")
+    return path
+
+
+def clip_path(folders: Iterable[str], names: Iterable[str]) -> str:
+    """Where a clip lies: a video file, or a folder of frames, that has one of `names`.
+
+    Raises:
+        ValueError: a name points outside the folders, or nothing is there.
+    """
+    folders, names = list(folders), list(names)
+    for name in names:
+        paths = [_find(folders, name + ending, "video") for ending in VIDEO_ENDINGS]
+        found = next((path for path in paths if path), None) or _find(folders, name, "video", os.path.isdir)
+        if found:
+            return found
+    wanted = " or ".join(map(repr, names))
+    raise ValueError(
+        f"video {wanted} ({', '.join(VIDEO_ENDINGS)}, or a folder of frames) is not in {', '.join(folders)}"
+    )
+
+
+def _find(folders: Iterable[str], name: str, kind: str, there: Callable[[str], bool] = os.path.isfile) -> str | None:
+    if os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
+        raise ValueError(f"{kind} {name!r} is not a name inside the {kind} folder")
+    return next((path for path in (os.path.join(folder, name) for folder in folders) if there(path)), None)
 
 
 def stem(name: str) -> str:
