@@ -167,7 +167,7 @@ def test_the_mixture_takes_karpathys_split(karpathy_folder):
     [
         ({"split": "tran"}, "row 2: split 'tran' is none of train, restval, val, test"),
         ({"filename": "../9.jpg"}, "row 2: image 'val2014/../9.jpg' is not named by a COCO id of 12 digits"),
-        ({"filename": "x/../COCO_val2014_000000522418.jpg"}, "row 2: .* is not a name inside the image folder"),
+        ({"filename": "x/../COCO_val2014_000000522418.jpg"}, "row 2: .* is not a name inside"),
         ({"filepath": 2014}, "row 2: 'filepath' should be str"),
         ({"filename": "COCO_val2014_000000522419.jpg"}, "row 2: image .*000000522419.jpg' is not in "),
         ({"sentences": []}, "row 2: image val2014/COCO_val2014_000000522418.jpg has no usable caption"),

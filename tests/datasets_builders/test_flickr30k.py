@@ -55,7 +55,7 @@ def test_lavis_test_file_gives_the_same_row(flickr_folder, cache):
     ("change", "message"),
     [
         ({"split": "restvall"}, "row 1: split 'restvall' is none of"),
-        ({"filename": "/etc/1.jpg"}, "row 1: image '/etc/1.jpg' is not a name inside the image folder"),
+        ({"filename": "/etc/1.jpg"}, "row 1: .*'/etc/1.jpg' is not a name inside"),
         ({"filename": "1.jpg"}, "row 1: image '1.jpg' is not in .*flickr30k-images"),
         ({"sentences": [{"tokens": []}]}, "row 1: sentence 1: 'raw' is missing"),
         ({"filename": 3}, "row 1: 'filename' should be str"),

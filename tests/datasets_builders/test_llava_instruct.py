@@ -90,7 +90,7 @@ def test_each_part_reads_its_own_file(llava_folder, cache, name, file):
         ({"conversations": talk("a", "b <image>")}, "row 2: message 2 of 'conversations': an answer with <image>"),
         ({"conversations": ["a", "b"]}, "row 2: message 1 of 'conversations': expected an object with 'from'"),
         ({"conversations": "a"}, "row 2: 'conversations' should be list"),
-        ({"image": "../train2017/000000442786.jpg"}, "row 2: image .* is not a name inside the image folder"),
+        ({"image": "../train2017/000000442786.jpg"}, "row 2: .* is not a name inside"),
         ({"image": "cat.jpg"}, "row 2: image 'cat.jpg' is not named by a COCO id"),
         ({"image": "000000000001.jpg"}, "row 2: image '000000000001.jpg' is not in .*train2017"),
         ({"image": None}, "row 2: 'image' should be str"),

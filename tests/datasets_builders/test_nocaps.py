@@ -59,7 +59,7 @@ def test_the_test_images_have_no_captions(nocaps_folder, cache):
     ("images", "annotations", "message"),
     [
         ([image(0)], [], "row 1: in 'images': image 0 has no usable caption"),
-        ([image(0, file_name="../0.jpg")], [(1, 0, "a")], "row 1: image '../0.jpg' is not a name inside"),
+        ([image(0, file_name="../0.jpg")], [(1, 0, "a")], "row 1: .*'../0.jpg' is not a name inside"),
         ([image(0, file_name="none.jpg")], [(1, 0, "a")], "row 1: image 'none.jpg' is not in "),
         ([image(0, domain=3)], [(1, 0, "a")], "row 1: 'domain' should be str"),
         ([image(0, id="0")], [], "row 1: in 'images': 'id' should be int"),
