@@ -7,9 +7,11 @@ all others were checked against the owners' pages or counted in the files.
 import dataclasses
 import importlib.resources
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import yaml
+
+from .hub_copies import HubCopy, read_hub_copies
 
 Category = Literal[
     "image captioning",
@@ -50,7 +52,7 @@ class DatasetSpec:
     licence: str
     access: str  # how to get the files, and terms to accept
     homepage: str
-    hub: tuple[Mapping[str, Any], ...]  # copies on the Hub and what their columns mean, see `hub_copies.HubCopy`
+    hub: tuple[HubCopy, ...]  # copies on the Hub and what their columns mean
     prompt: str  # for evaluation; the paper's appendix E where it has one
     metric: str
     method: Method
@@ -100,7 +102,7 @@ def read_spec(name: str, text: str) -> DatasetSpec:
         raise ValueError(f"specs/{name}.yaml: give either builder or rows_from")
     entry["splits"] = {split: tuple(places) for split, places in entry.get("splits", {}).items()}
     entry["counts"] = {key: Counts(**counts) for key, counts in entry.get("counts", {}).items()}
-    entry["hub"] = tuple(entry["hub"])
+    entry["hub"] = read_hub_copies(name, entry["hub"])
     entry["recalled"] = tuple(entry.get("recalled", ()))
     return DatasetSpec(name=name, **entry)
 
