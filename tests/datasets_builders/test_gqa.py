@@ -6,7 +6,8 @@ import pytest
 
 from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
-from instructblip.datasets_builders.schema import tag
+from instructblip.datasets_builders.schema import make_sample, tag
+from instructblip.datasets_builders.table import TABLE
 
 TYPES = {"detailed": "weatherVerify", "semantic": "global", "structural": "verify"}
 
@@ -96,3 +97,11 @@ def test_a_file_that_is_cut_off_is_named(folder, cache):
     write(folder, json.dumps({"1": entry(), "2": entry()})[:-9])
     with pytest.raises(ValueError, match=r"testdev_balanced_questions\.json, row 2: not JSON"):
         load("gqa", folder, split="testdev", cache_dir=cache, on_bad="skip")
+
+
+def test_the_hub_copy_has_the_same_sample(folder, cache):
+    write(folder, {"07": entry()})
+    (row,) = load("gqa", folder, split="testdev", cache_dir=cache)
+    copy = next(copy for copy in TABLE["gqa"].hub if "testdev" in copy.splits)
+    (record,) = copy.records({"id": "07", **entry()}, 1, "testdev")
+    assert (copy.image_id(record), [make_sample(**copy.sample(record))]) == (row["image_id"], row["samples"])

@@ -6,6 +6,8 @@ import pytest
 
 from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
+from instructblip.datasets_builders.schema import make_sample
+from instructblip.datasets_builders.table import TABLE
 
 
 def meme(number, label=0, **other):
@@ -73,3 +75,12 @@ def test_a_bad_line_is_named(folder, cache, line, message):
     with pytest.raises(BadRowError, match=rf"dev_seen\.jsonl, row 2: {message}"):
         load("hateful_memes", folder, split="dev_seen", cache_dir=cache)
     assert len(load("hateful_memes", folder, split="dev_seen", cache_dir=cache, on_bad="skip")) == 1
+
+
+def test_the_hub_copy_has_the_same_sample(folder, cache):
+    write(folder, [meme(8291, 1)], "train")
+    (row,) = load("hateful_memes", folder, split="train", cache_dir=cache)
+    copy = TABLE["hateful_memes"].hub[0]
+    (record,) = copy.records(meme(8291, 1), 1, "train")
+    assert copy.image_file(record) == "img/08291.png"
+    assert (copy.image_id(record), [make_sample(**copy.sample(record))]) == (row["image_id"], row["samples"])

@@ -7,7 +7,8 @@ import pytest
 
 from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
-from instructblip.datasets_builders.schema import tag
+from instructblip.datasets_builders.schema import make_sample, tag
+from instructblip.datasets_builders.table import TABLE
 
 COUNTS = {"choose_txt": 25, "choose_img": 25, "fill_in_blank": 25}
 
@@ -118,3 +119,13 @@ def test_the_real_problems_build(real_data, tmp_path, cache, kind):
     assert first["answers"] == {"choose_txt": ["fish"], "choose_img": ["picture 2"], "fill_in_blank": ["3"]}[kind]
     if kind == "choose_img":
         assert sum(map(len, rows["images"])) == 25 + 65
+
+
+def test_the_hub_copy_has_the_same_sample(folder, cache):
+    write(folder, {"7": problem()})
+    (row,) = load("iconqa", folder, split="test", cache_dir=cache)
+    copy = TABLE["iconqa"].hub[0]
+    theirs = {**problem(), "question_id": "7", "choices": "turtle,fish,sub", "answer": "fish", "skills": "spatial"}
+    (record,) = copy.records(theirs, 1, "test")
+    assert copy.belongs(record)
+    assert (copy.image_id(record), [make_sample(**copy.sample(record))]) == (row["image_id"], row["samples"])

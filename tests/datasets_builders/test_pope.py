@@ -6,6 +6,7 @@ import pytest
 
 from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
+from instructblip.datasets_builders.schema import make_sample
 from instructblip.datasets_builders.table import TABLE, Counts
 
 IMAGE = "COCO_val2014_000000310196.jpg"
@@ -80,3 +81,13 @@ def test_the_real_files_have_the_counts_of_the_table(real_data, tmp_path, cache,
     samples = [sample for row in rows["test"]["samples"] for sample in row]
     assert Counts(len(rows["test"]), len(samples), len(samples)) == TABLE["pope"].counts[f"{config}/test"]
     assert sum(sample["label"] for sample in samples) == 1500
+
+
+@pytest.mark.parametrize("config", ["random", "popular", "adversarial"])
+def test_the_hub_copy_has_the_same_sample(folder, cache, config):
+    write(folder, [question(1)], config)
+    (row,) = load("pope", folder, config, split="test", cache_dir=cache)
+    (copy,) = (copy for copy in TABLE["pope"].hub if copy.variant == config)
+    theirs = {"question_id": "1", "question": question(1)["text"], "answer": "yes", "image_source": IMAGE[:-4]}
+    (record,) = copy.records(theirs, 1, "test")
+    assert (copy.image_id(record), [make_sample(**copy.sample(record))]) == (row["image_id"], row["samples"])

@@ -8,7 +8,8 @@ import pytest
 
 from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
-from instructblip.datasets_builders.schema import tag
+from instructblip.datasets_builders.schema import make_sample, tag
+from instructblip.datasets_builders.table import TABLE
 
 
 def problem(**other):
@@ -99,3 +100,11 @@ def test_the_real_problems_give_297_questions_with_an_image(real_data, tmp_path,
     for sample in samples:
         source = problems[sample["id"].removeprefix("scienceqa/")]
         assert sample["answers"] == [source["choices"][source["answer"]].strip()]
+
+
+def test_the_hub_copy_has_the_same_sample_but_for_the_id(folder, cache):
+    write(folder, {"1": problem()})
+    ((sample,),) = load("scienceqa", folder, split="train", cache_dir=cache)["samples"]
+    copy = TABLE["scienceqa"].hub[0]
+    (record,) = copy.records(problem(), 4, "validation")
+    assert make_sample(**copy.sample(record)) == {**sample, "id": "scienceqa/validation/4"}
