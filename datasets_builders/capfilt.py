@@ -7,7 +7,7 @@ are what img2dataset makes of BLIP's ccs_synthetic_filtered_large.json and laion
 of {"url", "caption"}, with --output_format webdataset --url_col url --caption_col caption. And X-InstructBLIP's:
 
 data_dir/annotation.json                   [{"image": "00000/000000012.jpg", "caption": "a cat on a red sofa"}, ...]
-data_dir/images/00000/000000012.jpg        an annotation cut into annotation*.json is built by several processes
+data_dir/images/00000/000000012.jpg        or in `image_dirs`; cut into annotation*.json, each is built by a process
 """
 
 import json
@@ -28,7 +28,7 @@ class CapFilt(InstructionBuilder):
     one_shard_per_file = True
 
     def image_folders(self, split: str) -> list[str]:
-        return [os.path.join(self.config.data_dir, "images")]
+        return self.config.folders("images")
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         place = os.path.splitext(os.path.relpath(file, self.config.data_dir))[0]

@@ -1,10 +1,10 @@
 """COCO captions, in the split of Karpathy that captioning is trained and scored on, or in COCO's own of 2017 or 2014:
 
 data_dir/dataset_coco.json                 (Karpathy's: all splits), or coco_karpathy_{train,val,test}.json (LAVIS')
-data_dir/train2014/COCO_train2014_000000000009.jpg val2014/...            or both folders in data_dir/images
+data_dir/train2014/COCO_train2014_000000000009.jpg val2014/...            or both in images, or in one of `image_dirs`
 
 data_dir/annotations/captions_train2017.json captions_val2017.json
-data_dir/train2017/000000159269.jpg val2017/...           (2014: train2014/COCO_train2014_000000159269.jpg)
+data_dir/train2017/000000159269.jpg val2017/... or `image_dirs` (2014: train2014/COCO_train2014_000000159269.jpg)
 
 {"images": [{"id": 159269, "file_name": "000000159269.jpg", ...}],
  "annotations": [{"image_id": 159269, "id": 88366, "caption": "An airport filled with large passenger jets ..."}]}
@@ -42,10 +42,10 @@ class COCOCaption(InstructionBuilder):
             parts = ("train2014", "val2014") if split == "train" else ("val2014",)
             return [os.path.join(root, part) for root in self._image_roots() for part in parts]
         part = {"train": "train", "validation": "val"}[split]
-        return [os.path.join(self.config.data_dir, f"{part}{self.config.name}")]
+        return self.config.folders(f"{part}{self.config.name}")
 
     def _image_roots(self) -> list[str]:
-        return [self.config.data_dir, os.path.join(self.config.data_dir, "images")]
+        return self.config.folders("", "images")  # names have train2014/ or val2014/ in front
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         karpathy = self.config.name == KARPATHY

@@ -1,7 +1,7 @@
 """Flickr30K in Karpathy's split, 29,000 / 1,014 / 1,000 photographs with 5 captions each:
 
 data_dir/dataset_flickr30k.json            (Karpathy's: all splits), or flickr30k_{train,val,test}.json (LAVIS')
-data_dir/flickr30k-images/1007129816.jpg   or in flickr30k_images, or in images
+data_dir/flickr30k-images/1007129816.jpg   or in flickr30k_images, images, or `image_dirs`
 
 {"images": [{"filename": "1007129816.jpg", "split": "test", "sentences": [{"raw": "The man with pierced ears ..."}]}]}
 [{"image": "flickr30k-images/1007129816.jpg", "caption": ["The man with pierced ears is wearing glasses ...", ...]}]
@@ -21,7 +21,7 @@ class Flickr30K(InstructionBuilder):
     """One sample an image, whose answers are its captions in the order of the file."""
 
     def image_folders(self, split: str) -> list[str]:
-        return [os.path.join(self.config.data_dir, name) for name in FOLDERS]
+        return self.config.folders(*FOLDERS)
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         folders = self.image_folders(split)

@@ -1,14 +1,13 @@
 """LLaVA-Instruct-150K: talks about COCO photographs that GPT-4 wrote from their captions and boxes. The layout:
 
 data_dir/llava_instruct_150k.json          or one of its parts: conversation_58k.json, detail_23k.json,
-data_dir/train2017/000000033471.jpg        complex_reasoning_77k.json; the config is named like the file
+data_dir/train2017/000000033471.jpg        complex_reasoning_77k.json, as the config is named; or `image_dirs`
 
 [{"id": "000000033471", "image": "000000033471.jpg", "conversations": [
     {"from": "human", "value": "<image>\nWhat are the colors of the bus in the image?"},
     {"from": "gpt", "value": "The bus in the image is white and red."}, ...]}]
 """
 
-import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -27,7 +26,7 @@ class LLaVAInstruct(InstructionBuilder):
     DEFAULT_CONFIG_NAME = PARTS[0]
 
     def image_folders(self, split: str) -> list[str]:
-        return [os.path.join(self.config.data_dir, name) for name in ("train2017", "images")]
+        return self.config.folders("train2017", "images")
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         folders = self.image_folders(split)

@@ -1,7 +1,7 @@
 """nocaps: photographs of Open Images with objects that COCO's captions never name. The official layout:
 
 data_dir/nocaps_val_4500_captions.json     nocaps_test_image_info.json, without captions
-data_dir/validation/0013ea2087020901.jpg   test/...         or in val, or in images
+data_dir/validation/0013ea2087020901.jpg   test/...         or in val, images, or `image_dirs`
 
 {"images": [{"id": 0, "file_name": "0013ea2087020901.jpg", "open_images_id": "0013ea2087020901",
              "domain": "near-domain", "coco_url": ..., "height": 1024, "width": 732}],
@@ -22,7 +22,7 @@ class NoCaps(InstructionBuilder):
     """One sample an image, whose answers are its captions. Tag: domain, where the file says it."""
 
     def image_folders(self, split: str) -> list[str]:
-        return [os.path.join(self.config.data_dir, name) for name in FOLDERS[split]]
+        return self.config.folders(*FOLDERS[split])
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         folders = self.image_folders(split)

@@ -73,6 +73,13 @@ class BuilderConfig(datasets.BuilderConfig):
     verify_images: bool = True  # decode each image once while building; False trusts the files
     embed_images: bool = False  # keep the files' bytes, not their paths: the result survives a move of the images
     shards: int = 16  # parts that a split is cut into: the most processes that can build or stream it
+    image_dirs: tuple[str, ...] = ()  # where the images are; empty: the folders that the dataset's module names
+
+    def folders(self, *names: str) -> list[str]:
+        """`image_dirs`, or else the folders with these names in `data_dir`."""
+        if self.image_dirs:
+            return [os.path.realpath(folder) for folder in self.image_dirs]
+        return [os.path.join(str(self.data_dir), name) for name in names]
 
 
 @dataclasses.dataclass

@@ -1,7 +1,7 @@
 """TextCaps: captions that say what is written in the picture. The official layout:
 
 data_dir/TextCaps_0.1_train.json TextCaps_0.1_val.json TextCaps_0.1_test.json
-data_dir/train_images/011e7e629fb9ae7b.jpg (train and val)   test_images/...      or all in data_dir/images
+data_dir/train_images/011e7e629fb9ae7b.jpg (train and val)   test_images/...      or images, or `image_dirs`
 data_dir/TextVQA_Rosetta_OCR_v0.2_train.json ..._val.json ..._test.json           the words read in the same pictures
 
 {"data": [{"image_id": "011e7e629fb9ae7b", "caption_id": 100000000, "caption_str": "Five Listerine Zero mouthwash ...",
@@ -10,7 +10,6 @@ data_dir/TextVQA_Rosetta_OCR_v0.2_train.json ..._val.json ..._test.json         
 """
 
 import logging
-import os
 from collections.abc import Iterator
 
 from .official_files import BadRowError, field, image_path, read_json_list
@@ -28,7 +27,7 @@ class TextCaps(InstructionBuilder):
 
     def image_folders(self, split: str) -> list[str]:
         own = "test_images" if split == "test" else "train_images"
-        return [os.path.join(self.config.data_dir, name) for name in (own, "images")]
+        return self.config.folders(own, "images")
 
     def extra_files(self, split: str) -> list[str]:
         return rosetta_file(self.config.data_dir, split)

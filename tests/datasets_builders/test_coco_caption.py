@@ -156,6 +156,14 @@ def test_lavis_files_give_the_rows_of_karpathys(karpathy_folder, cache):
         assert mine == theirs
 
 
+def test_the_images_of_karpathys_split_may_be_elsewhere(karpathy_folder, tmp_path_factory, cache):
+    elsewhere = tmp_path_factory.mktemp("coco")
+    for name in ("train2014", "val2014"):
+        (karpathy_folder / name).rename(elsewhere / name)
+    rows = load("coco_caption", karpathy_folder, split="train", cache_dir=cache, image_dirs=(str(elsewhere),))
+    assert len(rows) == 2
+
+
 def test_the_mixture_takes_karpathys_split(karpathy_folder):
     made = builder("coco_caption", karpathy_folder)
     assert made.config.name == "karpathy"

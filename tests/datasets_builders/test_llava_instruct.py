@@ -76,6 +76,14 @@ def test_each_part_reads_its_own_file(llava_folder, cache, name, file):
     assert TABLE[name].task == "chat"
 
 
+def test_the_images_may_be_elsewhere(llava_folder, tmp_path, cache):
+    (llava_folder / "train2017").rename(tmp_path / "coco")
+    rows = load(
+        "llava_conversation", llava_folder, split="train", cache_dir=cache, image_dirs=(str(tmp_path / "coco"),)
+    )
+    assert rows[0]["image"].size == (12, 8)
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
