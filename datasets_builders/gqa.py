@@ -7,7 +7,6 @@ data_dir/images/2354786.jpg n161313.jpg
   "isBalanced": true, "types": {"detailed": "weatherVerify", "semantic": "global", "structural": "verify"}, ...}}
 """
 
-import os
 from collections.abc import Iterator
 
 from .official_files import BadRowError, field, image_path, read_json_members
@@ -20,7 +19,7 @@ class GQA(InstructionBuilder):
     """One short answer each; none in `test`. Tags: structural, semantic and detailed, the types of the question."""
 
     def image_folders(self, split: str) -> list[str]:
-        return [os.path.join(self.config.data_dir, "images")]
+        return self.config.folders("images")
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         folders = self.image_folders(split)

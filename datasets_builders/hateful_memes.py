@@ -19,9 +19,10 @@ class HatefulMemes(InstructionBuilder):
     """The text on the meme is the context. Test files were first published without labels: they give no answers."""
 
     def image_folders(self, split: str) -> list[str]:
-        return [os.path.join(self.config.data_dir, "img")]
+        return self.config.folders("img")
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
+        folders = self.image_folders(split)
         for row, record in read_json_lines(file):
             try:
                 if isinstance(record, BadRowError):
@@ -40,7 +41,7 @@ class HatefulMemes(InstructionBuilder):
                         raise ValueError(f"'label' should be 0 or 1, is {sample['label']}")
                     sample["answers"] = [CHOICES[sample["label"]]]
                 stem = os.path.splitext(os.path.basename(name))[0]
-                path = image_path([self.config.data_dir], name)
+                path = image_path(folders, name.removeprefix("img/"))
                 yield Record(file, row, f"hateful_memes/{stem}", path, sample)
             except ValueError as error:
                 yield BadRowError(file, row, str(error))

@@ -36,8 +36,8 @@ class IconQA(InstructionBuilder):
         return [path for path in lists if os.path.isfile(path)]
 
     def image_folders(self, split: str) -> list[str]:
-        folder = os.path.dirname(self.split_files()[split][0])
-        return [os.path.join(folder, "iconqa", SPLITS[split], self.config.name)]
+        beside = os.path.join(os.path.dirname(self.split_files()[split][0]), "iconqa")
+        return [os.path.join(folder, SPLITS[split], self.config.name) for folder in self.config.folders(beside)]
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         folders = self.image_folders(split)

@@ -34,7 +34,7 @@ class NLVR(InstructionBuilder):
 
     def image_folders(self, split: str) -> list[str]:
         part = "dev" if split == "validation" else split
-        return [os.path.join(self.config.data_dir, part, "images")]
+        return [os.path.join(folder, part, "images") for folder in self.config.folders("")]
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         folders = self.image_folders(split)

@@ -7,8 +7,6 @@ data_dir/val2014/COCO_val2014_000000310196.jpg                                  
  "label": "yes"}
 """
 
-import dataclasses
-import os
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -19,24 +17,14 @@ from .schema import BuilderConfig, InstructionBuilder, Record, make_sample
 CHOICES = ["no", "yes"]
 
 
-@dataclasses.dataclass
-class POPEConfig(BuilderConfig):
-    """`BuilderConfig`, and where the images are."""
-
-    image_dirs: tuple[str, ...] = ()  # empty: val2014 and images in data_dir
-
-
 class POPE(InstructionBuilder):
     """Configs say how the things that are not there were chosen: random, popular, or adversarial."""
 
-    BUILDER_CONFIG_CLASS = POPEConfig
-    BUILDER_CONFIGS: ClassVar = [POPEConfig(name=name) for name in ("random", "popular", "adversarial")]
+    BUILDER_CONFIGS: ClassVar = [BuilderConfig(name=name) for name in ("random", "popular", "adversarial")]
     DEFAULT_CONFIG_NAME = "random"
 
     def image_folders(self, split: str) -> list[str]:
-        if self.config.image_dirs:
-            return [os.path.realpath(folder) for folder in self.config.image_dirs]
-        return [os.path.join(self.config.data_dir, name) for name in ("val2014", "images")]
+        return self.config.folders("val2014", "images")
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         folders = self.image_folders(split)

@@ -34,7 +34,7 @@ class ScienceQA(InstructionBuilder):
         return [path for path in lists if os.path.isfile(path)]
 
     def image_folders(self, split: str) -> list[str]:
-        return [os.path.join(self.config.data_dir, parent, SPLITS[split]) for parent in ("images", "")]
+        return [os.path.join(folder, SPLITS[split]) for folder in self.config.folders("images", "")]
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         folders = self.image_folders(split)

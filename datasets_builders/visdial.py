@@ -9,24 +9,15 @@ data_dir/VisualDialog_val2018/VisualDialog_val2018_000000185565.jpg      VisualD
     [{"question": 4, "answer": 7, "answer_options": [7, 2, ...], "gt_index": 0}, ...]}]}}
 """
 
-import dataclasses
-import os
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from .official_files import BadRowError, describe, field, image_path, index_field, read_json
-from .schema import BuilderConfig, InstructionBuilder, Record, make_sample
+from .schema import InstructionBuilder, Record, make_sample
 
 PARTS = {"train": ("train2014", "val2014"), "validation": ("VisualDialog_val2018",), "test": ("VisualDialog_test2018",)}
 ROUNDS = 10
 OPTIONS = 100
-
-
-@dataclasses.dataclass
-class VisDialConfig(BuilderConfig):
-    """`BuilderConfig`, and where the images are."""
-
-    image_dirs: tuple[str, ...] = ()  # empty: the folders above in data_dir
 
 
 class VisDial(InstructionBuilder):
@@ -35,13 +26,8 @@ class VisDial(InstructionBuilder):
     The test set asks only the last of a dialogue's one to ten rounds, and gives no answer to it.
     """
 
-    BUILDER_CONFIG_CLASS = VisDialConfig
-    BUILDER_CONFIGS: ClassVar = [VisDialConfig(name="default")]
-
     def image_folders(self, split: str) -> list[str]:
-        if self.config.image_dirs:
-            return [os.path.realpath(folder) for folder in self.config.image_dirs]
-        return [os.path.join(self.config.data_dir, name) for name in PARTS[split]]
+        return self.config.folders(*PARTS[split])
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         folders = self.image_folders(split)

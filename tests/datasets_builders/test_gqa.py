@@ -8,6 +8,7 @@ from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
 from instructblip.datasets_builders.schema import make_sample, tag
 from instructblip.datasets_builders.table import TABLE
+from instructblip.datasets_builders.templates import format_instruction
 
 TYPES = {"detailed": "weatherVerify", "semantic": "global", "structural": "verify"}
 
@@ -105,3 +106,14 @@ def test_the_hub_copy_has_the_same_sample(folder, cache):
     copy = next(copy for copy in TABLE["gqa"].hub if "testdev" in copy.splits)
     (record,) = copy.records({"id": "07", **entry()}, 1, "testdev")
     assert (copy.image_id(record), [make_sample(**copy.sample(record))]) == (row["image_id"], row["samples"])
+
+
+def test_images_may_lie_elsewhere(folder, tmp_path, cache):
+    write(tmp_path, {"1": entry()})
+    assert len(load("gqa", tmp_path, split="testdev", cache_dir=cache, image_dirs=(str(folder / "images"),))) == 1
+
+
+def test_the_prompt_is_the_papers(folder, cache):
+    write(folder, {"1": entry()})
+    (sample,) = load("gqa", folder, split="testdev", cache_dir=cache)[0]["samples"]
+    assert format_instruction(TABLE["gqa"].prompt, sample) == "Question: Is it overcast? Short answer:"

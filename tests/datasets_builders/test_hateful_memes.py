@@ -8,6 +8,7 @@ from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
 from instructblip.datasets_builders.schema import make_sample
 from instructblip.datasets_builders.table import TABLE
+from instructblip.datasets_builders.templates import format_instruction
 
 
 def meme(number, label=0, **other):
@@ -66,7 +67,7 @@ def test_only_a_test_file_may_lack_labels(folder, cache):
         (meme(8291, True), "'label' should be int, is bool True"),
         (meme(8291, text=""), "'text' is blank"),
         (meme(8291, id=None), "'id' should be int or str, is NoneType None"),
-        (meme(9), "image 'img/00009.png' is not in .*memes"),
+        (meme(9), "image '00009.png' is not in .*img"),
         (meme(8291, img="/etc/passwd"), "image '/etc/passwd' is not a name inside the image folder"),
     ],
 )
@@ -84,3 +85,16 @@ def test_the_hub_copy_has_the_same_sample(folder, cache):
     (record,) = copy.records(meme(8291, 1), 1, "train")
     assert copy.image_file(record) == "img/08291.png"
     assert (copy.image_id(record), [make_sample(**copy.sample(record))]) == (row["image_id"], row["samples"])
+
+
+def test_images_may_lie_elsewhere(folder, tmp_path, cache):
+    write(tmp_path, [meme(8291)])
+    elsewhere = (str(folder / "img"),)
+    assert len(load("hateful_memes", tmp_path, split="dev_seen", cache_dir=cache, image_dirs=elsewhere)) == 1
+
+
+def test_the_prompt_is_the_papers(folder, cache):
+    write(folder, [meme(8291)])
+    (sample,) = load("hateful_memes", folder, split="dev_seen", cache_dir=cache)[0]["samples"]
+    expected = 'This is an image with: "when the cake is done" written on it. Is it hateful? Answer:'
+    assert format_instruction(TABLE["hateful_memes"].prompt, sample) == expected

@@ -9,6 +9,7 @@ from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
 from instructblip.datasets_builders.schema import make_sample, tag
 from instructblip.datasets_builders.table import TABLE
+from instructblip.datasets_builders.templates import format_instruction
 
 COUNTS = {"choose_txt": 25, "choose_img": 25, "fill_in_blank": 25}
 
@@ -56,13 +57,13 @@ def test_the_right_choice_is_the_answer(folder, cache):
 
 def test_other_kinds_in_the_same_file_are_left_to_their_configs(folder, cache):
     write(folder, {"7": problem("fill_in_blank"), "31": problem()})
-    (sample,) = load("iconqa", folder, "fill_in_blank", split="test", cache_dir=cache)[0]["samples"]
+    (sample,) = load("iconqa", folder, config="fill_in_blank", split="test", cache_dir=cache)[0]["samples"]
     assert (sample["id"], sample["answers"], sample["choices"], sample["label"]) == ("iconqa/7", ["4"], [], -1)
 
 
 def test_pictures_to_choose_from_follow_that_of_the_question(folder, cache):
     write(folder, {"7": problem("choose_img")})
-    (row,) = load("iconqa", folder, "choose_img", split="test", cache_dir=cache)
+    (row,) = load("iconqa", folder, config="choose_img", split="test", cache_dir=cache)
     assert [image.getpixel((0, 0))[0] for image in row["images"]] == [0, 100, 200]
     (sample,) = row["samples"]
     assert (sample["choices"], sample["answers"]) == (["picture 1", "picture 2"], ["picture 2"])
@@ -85,8 +86,8 @@ def test_pictures_to_choose_from_follow_that_of_the_question(folder, cache):
 def test_a_bad_problem_is_named(folder, cache, config, change, message):
     write(folder, {"7": problem(config), "31": problem(config, **change)})
     with pytest.raises(BadRowError, match=rf"problems\.json, row 2: {message}"):
-        load("iconqa", folder, config, split="test", cache_dir=cache)
-    assert len(load("iconqa", folder, config, split="test", cache_dir=cache, on_bad="skip")) == 1
+        load("iconqa", folder, config=config, split="test", cache_dir=cache)
+    assert len(load("iconqa", folder, config=config, split="test", cache_dir=cache, on_bad="skip")) == 1
 
 
 def test_a_problem_without_its_picture_or_in_another_kinds_list_is_named(folder, cache):
@@ -112,7 +113,7 @@ def test_the_real_problems_build(real_data, tmp_path, cache, kind):
     write(tmp_path / "iconqa_data", problems)
     (tmp_path / "iconqa_data" / "iconqa" / "test").mkdir(parents=True)
     (tmp_path / "iconqa_data" / "iconqa" / "test" / kind).symlink_to(place)
-    rows = load("iconqa", tmp_path, kind, split="test", cache_dir=cache)
+    rows = load("iconqa", tmp_path, config=kind, split="test", cache_dir=cache)
     samples = {sample["id"]: sample for row in rows["samples"] for sample in row}
     assert len(samples) == len(rows) == COUNTS[kind]
     first = samples["iconqa/" + {"choose_txt": "149", "choose_img": "100", "fill_in_blank": "1037"}[kind]]
@@ -129,3 +130,16 @@ def test_the_hub_copy_has_the_same_sample(folder, cache):
     (record,) = copy.records(theirs, 1, "test")
     assert copy.belongs(record)
     assert (copy.image_id(record), [make_sample(**copy.sample(record))]) == (row["image_id"], row["samples"])
+
+
+def test_images_may_lie_elsewhere(folder, tmp_path, cache):
+    write(tmp_path / "text", {"7": problem()})
+    elsewhere = (str(folder / "iconqa"),)
+    assert len(load("iconqa", tmp_path / "text", split="test", cache_dir=cache, image_dirs=elsewhere)) == 1
+
+
+def test_the_prompt_is_the_papers(folder, cache):
+    write(folder, {"7": problem()})
+    (sample,) = load("iconqa", folder, split="test", cache_dir=cache)[0]["samples"]
+    expected = "Question: Which picture is third? Options: (a) turtle (b) fish (c) sub. Short answer:"
+    assert format_instruction(TABLE["iconqa"].prompt, sample) == expected

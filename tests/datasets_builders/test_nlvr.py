@@ -46,7 +46,7 @@ def test_an_example_is_true_or_false_of_its_first_drawing(folder, cache):
 
 def test_all_shows_the_six_drawings(folder, cache):
     write(folder, [example("72-0")])
-    rows = load("nlvr", folder, "all", split="validation", cache_dir=cache)
+    rows = load("nlvr", folder, config="all", split="validation", cache_dir=cache)
     assert rows["image_id"] == [f"nlvr/dev-72-0-{order}" for order in range(6)]
     assert [image.getpixel((0, 0))[0] for image in rows["image"]] == [0, 40, 80, 120, 160, 200]
     assert len({sample["id"] for row in rows["samples"] for sample in row}) == 6

@@ -46,7 +46,7 @@ def test_questions_about_one_image_share_its_row(folder, cache):
 def test_a_config_reads_its_own_file(folder, cache):
     write(folder, [question(1)])
     write(folder, [question(1), question(2)], "popular")
-    samples = load("pope", folder, "popular", split="test", cache_dir=cache)[0]["samples"]
+    samples = load("pope", folder, config="popular", split="test", cache_dir=cache)[0]["samples"]
     assert [sample["id"] for sample in samples] == ["pope/popular/1", "pope/popular/2"]
 
 
@@ -77,7 +77,9 @@ def test_the_real_files_have_the_counts_of_the_table(real_data, tmp_path, cache,
     official = real_data / "pope" / f"coco_pope_{config}.json"
     for line in official.read_text().splitlines():
         (tmp_path / json.loads(line)["image"]).touch()  # the pictures are not at hand; their names are
-    rows = load("pope", official.parent, config, cache_dir=cache, verify_images=False, image_dirs=(str(tmp_path),))
+    rows = load(
+        "pope", official.parent, config=config, cache_dir=cache, verify_images=False, image_dirs=(str(tmp_path),)
+    )
     samples = [sample for row in rows["test"]["samples"] for sample in row]
     assert Counts(len(rows["test"]), len(samples), len(samples)) == TABLE["pope"].counts[f"{config}/test"]
     assert sum(sample["label"] for sample in samples) == 1500
@@ -86,7 +88,7 @@ def test_the_real_files_have_the_counts_of_the_table(real_data, tmp_path, cache,
 @pytest.mark.parametrize("config", ["random", "popular", "adversarial"])
 def test_the_hub_copy_has_the_same_sample(folder, cache, config):
     write(folder, [question(1)], config)
-    (row,) = load("pope", folder, config, split="test", cache_dir=cache)
+    (row,) = load("pope", folder, config=config, split="test", cache_dir=cache)
     (copy,) = (copy for copy in TABLE["pope"].hub if copy.variant == config)
     theirs = {"question_id": "1", "question": question(1)["text"], "answer": "yes", "image_source": IMAGE[:-4]}
     (record,) = copy.records(theirs, 1, "test")

@@ -10,6 +10,7 @@ from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
 from instructblip.datasets_builders.schema import make_sample, tag
 from instructblip.datasets_builders.table import TABLE
+from instructblip.datasets_builders.templates import format_instruction
 
 
 def problem(**other):
@@ -108,3 +109,12 @@ def test_the_hub_copy_has_the_same_sample_but_for_the_id(folder, cache):
     copy = TABLE["scienceqa"].hub[0]
     (record,) = copy.records(problem(), 4, "validation")
     assert make_sample(**copy.sample(record)) == {**sample, "id": "scienceqa/validation/4"}
+
+
+def test_the_prompt_is_the_papers(folder, cache):
+    write(folder, {"1": problem(hint="Look at the map.")})
+    ((sample,),) = load("scienceqa", folder, split="train", cache_dir=cache)["samples"]
+    assert format_instruction(TABLE["scienceqa"].prompt, sample) == (
+        "Context: Look at the map. Question: Which state is farthest north? "
+        "Options: (a) West Virginia (b) Louisiana. Answer:"
+    )

@@ -7,6 +7,8 @@ import pytest
 
 from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
+from instructblip.datasets_builders.table import TABLE
+from instructblip.datasets_builders.templates import format_instruction
 
 QUESTIONS = [f"question {number}" for number in range(20)]
 ANSWERS = [f"answer {number}" for number in range(150)]
@@ -131,3 +133,12 @@ def test_a_file_without_its_lists_is_named(folder, cache):
     (folder / "visdial_1.0_val.json").write_text(json.dumps({"data": {"questions": [], "dialogs": []}}))
     with pytest.raises(ValueError, match=r"visdial_1\.0_val\.json: 'answers' is missing"):
         load("visdial", folder, split="validation", cache_dir=cache, on_bad="skip")
+
+
+def test_the_prompt_is_the_papers_with_the_caption_as_the_start_of_the_history(folder, cache):
+    write(folder, [dialog(7)])
+    samples = load("visdial", folder, split="validation", cache_dir=cache)[0]["samples"]
+    assert format_instruction(TABLE["visdial"].prompt, samples[2]) == (
+        "Dialog history: a man in a suit question 0 answer 100 question 1 answer 101 \n "
+        "Question: question 2 Short answer:"
+    )
