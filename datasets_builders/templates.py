@@ -4,22 +4,78 @@ A draw depends on the seed, the epoch and the sample's id and on nothing else, s
 again, by any worker, in any order.
 """
 
+import collections
 import dataclasses
+import functools
 import hashlib
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MAX_OCR_TOKENS = 30  # as in LAVIS: the first 30, joined with ", "
 SHORT_WORDS = 3  # an answer of more words is not short, so no template that asks for a short one is drawn for it
 
 
+def format_options(choices: Sequence[str]) -> str:
+    """`(a) blue (b) yellow`, in the order given.
+
+    Raises:
+        ValueError: more choices than letters.
+    """
+    if len(choices) > len(string.ascii_lowercase):
+        raise ValueError(f"{len(choices)} choices: only {len(string.ascii_lowercase)} have a letter")
+    return " ".join([f"({letter}) {choice}" for letter, choice in zip(string.ascii_lowercase, choices, strict=False)])
+
+
+def _turns(sample: Mapping[str, Any]) -> list[str]:
+    return [f"{turn['question']} {turn['answer']}" for turn in sample.get("history") or ()]
+
+
+FIELDS: dict[str, Callable[[Mapping[str, Any]], str]] = {  # what a template may place, but for {answer}
+    "question": lambda sample: sample.get("question") or "",
+    "context": lambda sample: sample.get("context") or "",
+    "options": lambda sample: format_options(sample.get("choices") or ()),
+    "ocr_tokens": lambda sample: ", ".join((sample.get("ocr_tokens") or ())[:MAX_OCR_TOKENS]),
+    "history": lambda sample: " ".join(_turns(sample)),
+}
+SAMPLE_KEYS = tuple((name, "choices" if name == "options" else name) for name in FIELDS)  # and what they are made of
+
+
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A wording with `{question}` where the question goes; none for tasks that ask nothing."""
+    """A wording with `{question}`, `{options}`, `{context}`, `{ocr_tokens}`, `{history}` or `{answer}` in their places.
+
+    Context, OCR tokens and history that it does not place are put in front. Braces that are no field are doubled.
+
+    Raises:
+        ValueError: another field, or a single brace.
+    """
 
     text: str
     short: bool = False  # asks for a short answer
+    bare: bool = False  # what is put in front is not introduced by words of ours, and has a line of its own
+
+    def __post_init__(self) -> None:
+        _ = self.parts  # a wrong template is refused where it is written
+
+    @functools.cached_property
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """(text, field after it) in order; the field is "" at the end."""
+        try:
+            parsed = list(string.Formatter().parse(self.text))
+        except ValueError as error:
+            raise ValueError(f"template {self.text!r}: {error}; write a brace that is no field twice") from error
+        for _, name, form, conversion in parsed:
+            if name is not None and (form or conversion or (name not in FIELDS and name != "answer")):
+                written = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+                known = ", ".join((*FIELDS, "answer"))
+                raise ValueError(f"template {self.text!r}: {{{written}}} is no field, expected one of {known}")
+        return tuple((literal, name or "") for literal, name, _, _ in parsed)
+
+    @functools.cached_property
+    def fields(self) -> frozenset[str]:
+        """The fields that it places."""
+        return frozenset(name for _, name in self.parts if name)
 
 
 TEMPLATES: dict[str, tuple[Template, ...]] = {
@@ -66,6 +122,73 @@ TEMPLATES: dict[str, tuple[Template, ...]] = {
         Template("Reply with true if the image supports it and false if not. {question}"),
         Template("Claim: {question} Verdict (true or false):"),
     ),
+    "multiple_choice": (
+        Template("Question: {question} Options: {options}. Answer:"),
+        Template("{question} Choose one: {options}."),
+        Template("{question} Which of these is right? {options}"),
+        Template("Pick the answer that the image supports. {question} {options}"),
+        Template("Question: {question} Choices: {options}. The right choice is"),
+        Template("Look at the image and choose. {question} {options} Answer:"),
+        Template("{question} One of these answers it: {options}. Which one?"),
+        Template("Here is a question with its possible answers. {question} {options} Your choice:"),
+        Template("{options} These are the possible answers to: {question} Name the correct one."),
+        Template("Select the best answer from the list. Question: {question} List: {options}."),
+        Template("Question: {question} Options: {options}. Short answer:", short=True),
+        Template("{question} {options} Answer in a few words, out of the list.", short=True),
+        Template("Q: {question} Options: {options}. Brief A:", short=True),
+    ),
+    "vqg": (  # the answer goes in and the question comes out
+        Template('The answer is "{answer}". What is the question?'),
+        Template('Ask something about the image that "{answer}" answers.'),
+        Template("Write a question about this picture that has this answer: {answer}"),
+        Template("Answer: {answer} Question:"),
+        Template('Which question about the photo would one answer with "{answer}"?'),
+        Template('Someone looked at this image and replied "{answer}". What had they been asked?'),
+        Template('From the picture and the answer "{answer}", recover the question.'),
+        Template('Make up a question that fits the image and has the answer "{answer}".'),
+        Template('"{answer}" answers a question about what is shown. State that question.'),
+        Template('Turn the answer "{answer}" into a question about this picture:'),
+        Template("Find the question to this answer: {answer}"),
+    ),
+    "dialog": (
+        Template("{question}"),
+        Template("Question: {question} Answer:"),
+        Template("The next question about the picture: {question}"),
+        Template("Reply to this question about the image. {question}"),
+        Template("You are asked about this photo: {question} Your reply:"),
+        Template("Question: {question} Short answer:", short=True),
+        Template("{question} Reply in a few words.", short=True),
+        Template("The talk so far: {history} Next question: {question} Answer:"),
+        Template("These questions about the image were answered before: {history} Now answer this one: {question}"),
+        Template("A conversation about the picture: {history} {question}"),
+        Template("Keep in mind what was said. {history} Then reply: {question}"),
+        Template("{history} \n {question}"),
+        Template("Earlier: {history} \n Now: {question} Short answer:", short=True),
+    ),
+    "chat": (Template("{question}", bare=True),),  # LLaVA's questions are instructions already
+}
+
+# The paper's two formats without instructions (Fig. 4): what goes in is what the sample brings along, and nothing else.
+PLAIN_TEMPLATES: dict[str, Template] = {
+    "vqa": Template("{question}", bare=True),
+    "caption": Template("", bare=True),
+    "true_false": Template("{question}", bare=True),
+    "multiple_choice": Template("{question} {options}", bare=True),
+    "vqg": Template("{answer}", bare=True),
+    "dialog": Template("{question}", bare=True),
+    "chat": Template("{question}", bare=True),
+}
+
+# How the second of them calls a task. "Visual question answering" is the paper's, the others are ours. Tasks that only
+# held-out datasets have share it, since a name never seen in training would tell the model nothing.
+TASK_NAMES: dict[str, str] = {
+    "vqa": "Visual question answering",
+    "caption": "Image captioning",
+    "true_false": "Visual question answering",
+    "multiple_choice": "Visual question answering",
+    "vqg": "Visual question generation",
+    "dialog": "Visual question answering",
+    "chat": "Visual conversation",
 }
 
 
@@ -75,64 +198,77 @@ def draw(count: int, purpose: str, seed: int, epoch: int, sample_id: str) -> int
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % count
 
 
-def choose_template(templates: Sequence[Template], response: str, seed: int, epoch: int, sample_id: str) -> Template:
-    """The template of a sample in an epoch, uniform among those that suit the length of its response.
+def choose_template(
+    templates: Sequence[Template], sample: Mapping[str, Any], response: str, seed: int, epoch: int, sample_id: str
+) -> Template:
+    """The template of a sample in an epoch, uniform among those that suit it.
+
+    One suits when the sample has something for each field that it places and, if it asks for a short answer, when the
+    response is short.
 
     Raises:
-        ValueError: the response is long, and every template asks for a short one.
+        ValueError: none suits; says why.
     """
-    if len(response.split()) > SHORT_WORDS:
-        templates = [template for template in templates if not template.short]
-    if not templates:
-        raise ValueError(f"{sample_id}: no template for a long answer, and {response[:40]!r} is one")
-    return templates[draw(len(templates), "template", seed, epoch, sample_id)]
+    has = {"answer"}
+    has.update([name for name, key in SAMPLE_KEYS if sample.get(key)])
+    long = len(response.split()) > SHORT_WORDS
+    suitable = [template for template in templates if template.fields <= has and not (long and template.short)]
+    if not suitable:
+        placing = [template for template in templates if template.fields <= has]
+        if placing:
+            raise ValueError(f"{sample_id}: no template for a long answer, and {response[:40]!r} is one")
+        lacking = sorted(min((template.fields - has for template in templates), key=len))
+        raise ValueError(
+            f"{sample_id}: no template suits, as the sample has no {' and no '.join(lacking)}; context, ocr_tokens and "
+            "history need no place in a template, as they are put in front of it where a sample has them"
+        )
+    return suitable[draw(len(suitable), "template", seed, epoch, sample_id)]
 
 
-def format_options(choices: Sequence[str]) -> str:
-    """`(a) blue (b) yellow`, in the order given.
-
-    Raises:
-        ValueError: more choices than letters.
-    """
-    if len(choices) > len(string.ascii_lowercase):
-        raise ValueError(f"{len(choices)} choices: only {len(string.ascii_lowercase)} have a letter")
-    return " ".join(f"({letter}) {choice}" for letter, choice in zip(string.ascii_lowercase, choices, strict=False))
+_template_of = functools.lru_cache(maxsize=256)(Template)
 
 
-def format_instruction(template: str, sample: dict[str, Any]) -> str:
-    """The instruction: what the sample brings along, in front of or after the question, set into the template.
+def most_frequent(answers: Sequence[str]) -> str:
+    """The answer given most often; of equals, the one that comes first."""
+    return answers[0] if len(answers) == 1 else collections.Counter(answers).most_common(1)[0][0]
 
-    A template may place `{context}`, `{options}`, `{ocr_tokens}` and `{history}` itself, as evaluation prompts do. What
-    it does not place is put around the question in the words of the paper's prompts; the choices of a true-or-false
-    statement are in its template's words already, and are listed only where `{options}` asks for them.
+
+def format_instruction(template: Template | str, sample: Mapping[str, Any], answer: str | None = None) -> str:
+    """The instruction: what the sample brings along, in front of the template or in the places that it has for it.
+
+    What goes in front is introduced in the words of the paper's prompts ("Context: ... OCR tokens: ... Dialog history:
+    ..."), or with a bare template by nothing. Choices are listed only where `{options}` says so: in other prompts they
+    are candidates to rank.
 
     Args:
-        template: text with `{question}` and the like; other braces are an error.
-        sample: a sample of the row schema; its answers are not looked at.
+        template: a template, or its text.
+        sample: a sample of the row schema. Its texts are set in as they are, braces included.
+        answer: what `{answer}` stands for; None: the most frequent of the sample's. Other templates look at no answer.
 
     Raises:
-        KeyError: the template has an unknown field.
+        ValueError: a text that is no template, or more choices than letters.
     """
-    parts = {
-        "context": sample.get("context") or "",
-        "options": format_options(sample.get("choices") or []),
-        "ocr_tokens": ", ".join((sample.get("ocr_tokens") or [])[:MAX_OCR_TOKENS]),
-        "history": " ".join(f"{turn['question']} {turn['answer']}" for turn in sample.get("history") or []),
-    }
-    placed = {name for _, name, _, _ in string.Formatter().parse(template) if name}
-    before = []
-    if parts["context"] and "context" not in placed:
-        before.append(f"Context: {parts['context']}")
-    if parts["ocr_tokens"] and "ocr_tokens" not in placed:
-        before.append(f"OCR tokens: {parts['ocr_tokens']}.")
-    if parts["history"] and "history" not in placed:
-        before.append(f"Dialog history: {parts['history']} \n")
-    question = sample.get("question") or ""
-    if parts["options"] and "options" not in placed and not is_true_false(sample["choices"]):
-        question = f"{question} Options: {parts['options']}."
-    return " ".join([*before, template.format(question=question, **parts)])
-
-
-def is_true_false(choices: Sequence[str]) -> bool:
-    """Whether the choices are just true and false."""
-    return {choice.lower() for choice in choices} == {"true", "false"}
+    if isinstance(template, str):
+        template = _template_of(template)
+    placed = template.fields
+    pieces = []
+    for literal, name in template.parts:
+        pieces.append(literal)
+        if name == "answer":
+            pieces.append(most_frequent(sample["answers"] or [""]) if answer is None else answer)
+        elif name:
+            pieces.append(FIELDS[name](sample))
+    text = "".join(pieces)
+    context = "" if "context" in placed else FIELDS["context"](sample)
+    ocr_tokens = "" if "ocr_tokens" in placed else FIELDS["ocr_tokens"](sample)
+    history = [] if "history" in placed else _turns(sample)
+    if not (context or ocr_tokens or history):
+        return text
+    if template.bare:
+        return "\n".join([part for part in (context, ocr_tokens, *history, text) if part])
+    before = f"Context: {context} " if context else ""
+    if ocr_tokens:
+        before += f"OCR tokens: {ocr_tokens}. "
+    if history:
+        before += f"Dialog history: {' '.join(history)} \n "
+    return before + text

@@ -49,11 +49,23 @@ def test_draws_are_even_and_differ_by_seed_epoch_sample_and_purpose():
 
 def test_a_long_answer_gets_no_template_that_asks_for_a_short_one():
     templates = (Template("{question} Briefly:", short=True), Template("{question}"))
-    long = {choose_template(templates, "in the left lower lobe", 0, 0, str(number)) for number in range(50)}
+    sample = make_sample("1", "Where?", [])
+    long = {choose_template(templates, sample, "in the left lower lobe", 0, 0, str(number)) for number in range(50)}
     assert long == {templates[1]}
-    assert {choose_template(templates, "left lower lobe", 0, 0, str(number)) for number in range(50)} == set(templates)
+    short = {choose_template(templates, sample, "left lower lobe", 0, 0, str(number)) for number in range(50)}
+    assert short == set(templates)
     with pytest.raises(ValueError, match="s1: no template for a long answer"):
-        choose_template(templates[:1], "in the left lower lobe", 0, 0, "s1")
+        choose_template(templates[:1], sample, "in the left lower lobe", 0, 0, "s1")
+
+
+def test_a_template_that_needs_what_a_sample_lacks_is_not_drawn():
+    templates = (Template("{history} {question}"), Template("{question} {options}"), Template("{question}"))
+    asked = make_sample("1", "Where?", [])
+    assert {choose_template(templates, asked, "x", 0, 0, str(number)) for number in range(50)} == {templates[2]}
+    chosen = make_sample("1", "Where?", [], choices=["here"])
+    assert {choose_template(templates, chosen, "x", 0, 0, str(number)) for number in range(50)} == set(templates[1:])
+    with pytest.raises(ValueError, match="s1: no template suits, as the sample has no history; context, ocr_tokens"):
+        choose_template(templates[:1], asked, "x", 0, 0, "s1")
 
 
 def test_options_are_lettered_in_the_order_given():
@@ -75,8 +87,7 @@ def test_what_a_sample_brings_along_is_put_around_its_question():
     )
     read = ", ".join(str(number) for number in range(30))
     assert format_instruction("Question: {question} Answer:", sample) == (
-        f"Context: A hint. OCR tokens: {read}. Dialog history: Is it big? Yes. \n "
-        "Question: Which one? Options: (a) blue (b) yellow. Answer:"
+        f"Context: A hint. OCR tokens: {read}. Dialog history: Is it big? Yes. \n Question: Which one? Answer:"
     )
 
 
@@ -97,6 +108,19 @@ def test_braces_in_a_question_stay():
     )
 
 
-def test_an_unknown_field_in_a_template_is_an_error():
-    with pytest.raises(KeyError, match="qestion"):
-        format_instruction("{qestion}", make_sample("1", "a", []))
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{qestion}", r"template '{qestion}': {qestion} is no field, expected one of question, context"),
+        ("{question.__class__}", "{question.__class__} is no field"),
+        ("{question!r}", "{question!r} is no field"),
+        ("{question:>9}", "{question:>9} is no field"),
+        ("{}", "{} is no field"),
+        ("{question} }", "write a brace that is no field twice"),
+    ],
+)
+def test_a_wrong_template_is_refused_where_it_is_written(text, message):
+    with pytest.raises(ValueError, match=message):
+        Template(text)
+    with pytest.raises(ValueError, match=message):
+        format_instruction(text, make_sample("1", "a", []))
