@@ -5,6 +5,7 @@ import pytest
 from instructblip.datasets_builders import load
 from instructblip.datasets_builders.loading import builder
 from instructblip.datasets_builders.official_files import BadRowError
+from instructblip.datasets_builders.schema import make_sample
 from instructblip.datasets_builders.table import TABLE, Counts
 
 FILES = {9: "000000000009.jpg", 391895: "000000391895.jpg"}
@@ -246,3 +247,18 @@ def test_the_real_validation_file_has_the_counts_of_the_table(real_data, tmp_pat
     rows = load("coco_caption", tmp_path, "2017", split="validation", cache_dir=cache, verify_images=False)
     answers = sum(len(sample["answers"]) for row in rows["samples"] for sample in row)
     assert Counts(len(rows), len(rows), answers) == TABLE["coco_caption"].counts["2017/validation"]
+
+
+def test_the_hub_copy_of_karpathys_split_has_the_same_sample(karpathy_folder, cache):
+    row = load("coco_caption", karpathy_folder, split="test", cache_dir=cache)[0]
+    copy = next(copy for copy in TABLE["coco_caption"].hub if not copy.variant)
+    theirs = {
+        "filepath": "val2014",
+        "filename": NAMES["test"].split("/")[1],
+        "cocoid": 391895,
+        "split": "test",
+        "sentences": ["A test photo. ", "A photo."],
+    }
+    (record,) = copy.records(theirs, 1, "test")
+    assert copy.image_file(record) == NAMES["test"]
+    assert (copy.image_id(record), [make_sample(**copy.sample(record))]) == (row["image_id"], row["samples"])

@@ -4,6 +4,8 @@ import pytest
 
 from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
+from instructblip.datasets_builders.schema import make_sample
+from instructblip.datasets_builders.table import TABLE
 
 NUMBERS = {"train": "1000092795", "val": "1018148011", "test": "1007129816"}
 
@@ -71,3 +73,11 @@ def test_an_image_that_comes_twice_is_named(flickr_folder, cache):
     write(flickr_folder, [image("train"), image("train")])
     with pytest.raises(BadRowError, match="row 2: id 'flickr30k/1000092795' again, first in row 1"):
         load("flickr30k", flickr_folder, split="train", cache_dir=cache)
+
+
+def test_the_hub_copy_has_the_same_sample(flickr_folder, cache):
+    row = load("flickr30k", flickr_folder, split="test", cache_dir=cache)[0]
+    (copy,) = TABLE["flickr30k"].hub
+    theirs = {"filename": f"{NUMBERS['test']}.jpg", "caption": ["A test photo. ", "A man."], "img_id": "67"}
+    (record,) = copy.records(theirs, 1, "test")
+    assert (copy.image_id(record), [make_sample(**copy.sample(record))]) == (row["image_id"], row["samples"])

@@ -4,6 +4,8 @@ import pytest
 
 from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
+from instructblip.datasets_builders.schema import make_sample
+from instructblip.datasets_builders.table import TABLE
 
 IDS = ["0013ea2087020901", "00e4b3a8b1e9d9f6"]
 
@@ -71,3 +73,17 @@ def test_a_bad_row_is_named(nocaps_folder, cache, images, annotations, message):
     write(nocaps_folder, images, [caption(*each) for each in annotations])
     with pytest.raises(BadRowError, match=f"nocaps_val_4500_captions.json, {message}"):
         load("nocaps", nocaps_folder, split="validation", cache_dir=cache)
+
+
+def test_the_hub_copy_has_the_same_sample_but_for_the_domain(nocaps_folder, cache):
+    row = load("nocaps", nocaps_folder, split="validation", cache_dir=cache)[0]
+    (copy,) = TABLE["nocaps"].hub
+    theirs = {
+        "image_id": 0,
+        "image_open_images_id": IDS[0],
+        "annotations_captions": ["A baby is standing in front of a house.", "A baby. "],
+    }
+    (record,) = copy.records(theirs, 1, "validation")
+    (sample,) = row["samples"]
+    assert copy.image_id(record) == row["image_id"]
+    assert make_sample(**copy.sample(record)) == {**sample, "tags": []}

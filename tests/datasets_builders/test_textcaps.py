@@ -5,6 +5,8 @@ import pytest
 
 from instructblip.datasets_builders import load
 from instructblip.datasets_builders.official_files import BadRowError
+from instructblip.datasets_builders.schema import make_sample
+from instructblip.datasets_builders.table import TABLE
 
 IDS = ["011e7e629fb9ae7b", "0054c91397f2fe05"]
 
@@ -104,3 +106,18 @@ def test_a_bad_row_is_named(textcaps_folder, cache, name, data, message):
     write(textcaps_folder, name, data)
     with pytest.raises(BadRowError, match=f"{name}, {message}"):
         load("textcaps", textcaps_folder, split="train", cache_dir=cache)
+
+
+def test_the_hub_copy_has_the_same_sample_but_for_the_words(textcaps_folder, cache):
+    row = load("textcaps", textcaps_folder, split="train", cache_dir=cache)[0]
+    (copy,) = TABLE["textcaps"].hub
+    theirs = {
+        "question_id": IDS[0],
+        "image_id": IDS[0],
+        "caption_str": ["Five Listerine bottles", "Mouthwash on a shelf. "],
+        "reference_strs": ["of all captions of the image"],
+    }
+    (record,) = copy.records(theirs, 1, "train")
+    (sample,) = row["samples"]
+    assert copy.image_id(record) == row["image_id"]
+    assert make_sample(**copy.sample(record)) == {**sample, "ocr_tokens": []}
