@@ -19,7 +19,7 @@ FOLDERS = {"validation": ("validation", "val", "images"), "test": ("test", "imag
 
 
 class NoCaps(InstructionBuilder):
-    """One sample an image, whose answers are its captions. Tag: domain, where the file says it."""
+    """One sample an image, whose answers are its captions (none in test). Tag: domain, which the test file does not tell."""
 
     def image_folders(self, split: str) -> list[str]:
         return self.config.folders(*FOLDERS[split])
@@ -31,7 +31,7 @@ class NoCaps(InstructionBuilder):
                 yield image
                 continue
             try:
-                tags = [f"domain={field(image.entry, 'domain', str)}"] if "domain" in image.entry else []
+                tags = [f"domain={field(image.entry, 'domain', str)}"] if split == "validation" else []
                 number = os.path.splitext(image.name)[0]  # Open Images' own; the file counts from 0 in both parts
                 path = image_path(folders, image.name)
                 sample = make_sample(id=f"nocaps/{number}", question="", answers=image.captions, tags=tags)

@@ -64,6 +64,7 @@ def test_the_test_images_have_no_captions(nocaps_folder, cache):
         ([image(0, file_name="../0.jpg")], [(1, 0, "a")], "row 1: .*'../0.jpg' is not a name inside"),
         ([image(0, file_name="none.jpg")], [(1, 0, "a")], "row 1: image 'none.jpg' is not in "),
         ([image(0, domain=3)], [(1, 0, "a")], "row 1: 'domain' should be str"),
+        ([{k: v for k, v in image(0).items() if k != "domain"}], [(1, 0, "a")], "row 1: 'domain' is missing"),
         ([image(0, id="0")], [], "row 1: in 'images': 'id' should be int"),
         ([image(0), image(0)], [(1, 0, "a")], "row 2: id 'nocaps/0013ea2087020901' again, first in row 1"),
         ([image(0)], [(1, 0, "a"), (2, 5, "b")], "row 2: in 'annotations': image 5 is not among"),
