@@ -19,7 +19,7 @@ FOLDERS = {"validation": ("validation", "val", "images"), "test": ("test", "imag
 
 
 class NoCaps(InstructionBuilder):
-    """One sample an image, whose answers are its captions (none in test). Tag: domain, which the test file does not tell."""
+    """One sample an image, whose answers are its captions. Tag: domain. The test file tells neither."""
 
     def image_folders(self, split: str) -> list[str]:
         return self.config.folders(*FOLDERS[split])
