@@ -1,4 +1,4 @@
-"""How often each dataset of a mixture comes, and the mixture as a map-style dataset; `streaming.py` has it as a stream."""
+"""How often each dataset of a mixture comes, and the mixture as a map-style dataset; `streaming.py` has the stream."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -182,9 +182,9 @@ class MixtureOrder:
 class InstructionMixture(torch.utils.data.Dataset):
     """A map-style dataset that mixes several, each with its probability.
 
-    An epoch is `length` places; `MixtureOrder` says what stands where. A run goes on by index: skip the places that it
-    has seen, as transformers' Trainer does, after `set_epoch`. Shuffling samplers and samplers that split an epoch among
-    ranks may be used and are not needed for the order.
+    An epoch is `length` places; `MixtureOrder` says what stands where. A run goes on by index: after `set_epoch`, skip
+    the places that it has seen, as transformers' Trainer does. Samplers may shuffle an epoch again, or split it among
+    ranks.
 
     Each pass over a source has templates and sampled answers of its own: the number of the pass is the epoch of its
     draws, so they differ within an epoch of the mixture where a source comes several times.
@@ -223,7 +223,7 @@ class InstructionMixture(torch.utils.data.Dataset):
             raise ValueError(f"length={length}: expected 1 or more")
         if probabilities is None:
             probabilities = sampling_probabilities(sizes)
-        self.datasets = {name: _with_own_epoch(dataset) for name, dataset in datasets.items()}
+        self.datasets = dict(datasets)
         self.names = tuple(datasets)
         self.probabilities = {name: probabilities[name] for name in self.names if name in probabilities}
         chances = check_probabilities(probabilities, self.names)
@@ -233,7 +233,6 @@ class InstructionMixture(torch.utils.data.Dataset):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.datasets = {name: _with_own_epoch(dataset) for name, dataset in self.datasets.items()}
         self._epoch.share_memory_()
 
     def __len__(self) -> int:
@@ -262,8 +261,7 @@ class InstructionMixture(torch.utils.data.Dataset):
     def text(self, index: int) -> dict[str, Any]:
         """An item without its image; opens none."""
         name, item, number = self.locate(index)
-        self.datasets[name].set_epoch(number)
-        return {**self.datasets[name].text(item), "dataset": name}
+        return {**self.datasets[name].text(item, epoch=number), "dataset": name}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The item of a dataset: `text(index)`, and "image" or "images".
@@ -272,13 +270,4 @@ class InstructionMixture(torch.utils.data.Dataset):
             OSError: the image is gone or broken; names the sample.
         """
         name, item, number = self.locate(index)
-        self.datasets[name].set_epoch(number)
-        return {**self.datasets[name][item], "dataset": name}
-
-
-def _with_own_epoch(dataset: InstructionDataset) -> InstructionDataset:
-    """A copy that shares all but its epoch: a mixture sets that for every item, and no other process may hear of it."""
-    own = object.__new__(type(dataset))
-    own.__dict__.update(dataset.__dict__)
-    own._epoch = torch.zeros(1, dtype=torch.int64)
-    return own
+        return {**self.datasets[name].item(item, epoch=number), "dataset": name}

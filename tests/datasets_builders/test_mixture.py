@@ -1,4 +1,5 @@
 import collections
+import itertools
 import pickle
 
 import datasets
@@ -130,7 +131,7 @@ def test_sources_come_as_often_as_their_probabilities_say():
 def test_neighbours_are_drawn_independently():
     order = order_of([10, 10], [0.5, 0.5], 10_000)
     sources = [source for source, _, _ in places(order, 1)]
-    same = sum(a == b for a, b in zip(sources, sources[1:], strict=False))
+    same = sum(a == b for a, b in itertools.pairwise(sources))
     assert abs(same - 5000) < 4 * 50
 
 
@@ -266,7 +267,7 @@ def test_samplers_of_ranks_share_an_epoch_out(mixture):
     from torch.utils.data import DistributedSampler
 
     indices = [list(DistributedSampler(mixture, num_replicas=3, rank=rank, shuffle=False)) for rank in range(3)]
-    assert sorted(sum(indices, [])) == list(range(300))
+    assert sorted(itertools.chain(*indices)) == list(range(300))
 
 
 @pytest.mark.parametrize(
