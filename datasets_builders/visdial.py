@@ -39,6 +39,7 @@ class VisDial(InstructionBuilder):
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         for row, dialog in enumerate(dialogs, start=1):
+            dialogs[row - 1] = None  # the training set's take gigabytes, and so do the samples made of them
             try:
                 number = field(dialog, "image_id", int)
                 path = self._image(folders, split, number)
