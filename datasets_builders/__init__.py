@@ -2,6 +2,6 @@
 
 from .instructions import InstructionDataset
 from .loading import builder, load
-from .own_data import load_own
+from .own_data import load_own, own_task
 
-__all__ = ["InstructionDataset", "builder", "load", "load_own"]
+__all__ = ["InstructionDataset", "builder", "load", "load_own", "own_task"]

@@ -4,37 +4,37 @@
     python examples/train.py --config examples/finetune.yaml --model Salesforce/instructblip-vicuna-7b
     accelerate launch examples/train.py --config examples/finetune.yaml          # several GPUs
 
-`data` is a JSON-lines file. Image paths are relative to its folder and may not lead out of it:
+`data` is a file of questions, a folder of images with `metadata.jsonl`, a LLaVA-style file, Parquet, a dataset on the
+Hub: whatever docs/your_data.md shows. Or it names a dataset of `instructblip.datasets_builders`, with `data_dir` the
+folder of its official files.
 
     {"image": "photos/0001.jpg", "question": "How many dogs are there?", "answer": "two"}
-
-The `metadata.jsonl` of an image folder (`file_name` in place of `image`) will do as well; so will the name of a dataset
-of `instructblip.datasets_builders` with `data_dir`, the folder of its official files.
 """
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from trl import TrlParser
 
 from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
-from instructblip.datasets_builders import InstructionDataset, load
-from instructblip.datasets_builders.official_files import BadRowError, image_path, read_json_lines
-from instructblip.datasets_builders.official_files import field as text_field
+from instructblip.datasets_builders import InstructionDataset, load, load_own, own_task
 from instructblip.datasets_builders.table import TABLE
+from instructblip.datasets_builders.templates import Template
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
 
 
 @dataclass
 class FineTuning:
     model: str = field(metadata={"help": "Hub id or folder of an InstructBLIP model with its processor."})
-    data: str = field(metadata={"help": "JSON-lines file to train on, or the name of a dataset."})
-    eval_data: str | None = field(default=None, metadata={"help": "JSON-lines file, or the dataset's split."})
+    data: str = field(metadata={"help": "File, folder or Hub id to train on, or the name of a dataset."})
+    eval_data: str | None = field(default=None, metadata={"help": "Another such file or folder, or a split of `data`."})
+    data_config: str | None = field(default=None, metadata={"help": "Variant of the dataset that `data` names."})
     data_dir: str | None = field(default=None, metadata={"help": "Official files of the dataset that `data` names."})
-    prompt: str = field(
+    image_dir: str | None = field(default=None, metadata={"help": "Images of a file, where they are not beside it."})
+    prompt: str | None = field(
         default="Question: {question} Short answer:",
-        metadata={"help": "What the model reads for a question of a JSON-lines file."},
+        metadata={"help": "What the model reads for a question of your own; null draws from our templates."},
     )
     release: Literal["bridge", "full"] = field(
         default="bridge", metadata={"help": "Save the trained part and the backbones' names, or all weights."}
@@ -42,33 +42,25 @@ class FineTuning:
     dtype: str = field(default="auto", metadata={"help": "Precision to load in; bfloat16 takes half of float32."})
 
 
-def read_samples(file: str, prompt: str) -> list[dict[str, Any]]:
-    """The samples of a JSON-lines file; images are opened when their batch is due.
-
-    Raises:
-        BadRowError: naming the row that lacks a field or whose image is not there.
-    """
-    samples = []
-    for row, record in read_json_lines(file):
-        if isinstance(record, BadRowError):
-            raise record
-        try:
-            name = text_field(record, "file_name" if "file_name" in record else "image", str)
-            question, answer = text_field(record, "question", str), text_field(record, "answer", str)
-            image = image_path([os.path.dirname(os.path.abspath(file))], name)
-        except ValueError as error:
-            raise BadRowError(file, row, str(error)) from error
-        samples.append({"image": image, "instruction": prompt.format(question=question), "response": answer})
-    return samples
+def dataset(options: FineTuning, source: str, split: str | None) -> InstructionDataset:
+    """A split of a dataset that we have a builder for, or of one's own data; images are opened when they are due."""
+    if source in TABLE:
+        return InstructionDataset(load(source, options.data_dir, options.data_config, split=split), source)
+    rows = load_own(source, options.image_dir, split, options.data_config)
+    task = own_task(rows)
+    if options.prompt is None or task not in ("vqa", "multiple_choice"):
+        return InstructionDataset(rows, "own", task)  # captions have wordings of their own, instructions need none
+    if task == "multiple_choice" and "{options}" not in options.prompt:
+        raise ValueError(f"{source} has choices, and the prompt {options.prompt!r} no {{options}} to list them in")
+    return InstructionDataset(rows, "own", templates=[Template(options.prompt)])
 
 
-def dataset(name: str | None, split: str, options: FineTuning):
-    """Samples of a file, or of a split of a dataset that we have a builder for."""
-    if name is None:
+def eval_dataset(options: FineTuning) -> InstructionDataset | None:
+    if options.eval_data is None:
         return None
-    if options.data in TABLE:
-        return InstructionDataset(load(options.data, options.data_dir, split=split), options.data)
-    return read_samples(name, options.prompt)
+    if options.data not in TABLE and os.path.exists(options.eval_data):
+        return dataset(options, options.eval_data, None)
+    return dataset(options, options.data, options.eval_data)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,8 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     trainer = InstructBLIPTrainer(
         model,
         training,
-        train_dataset=dataset(options.data, "train", options),
-        eval_dataset=dataset(options.eval_data, options.eval_data, options),
+        train_dataset=dataset(options, options.data, "train"),
+        eval_dataset=eval_dataset(options),
         processing_class=processor,
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)

@@ -92,31 +92,62 @@ def test_the_command_line_overrides_the_recipe(script, model_folder, questions, 
 
 
 def test_a_dataset_with_a_builder_is_named(script):
-    options = script.FineTuning(model="", data="vqa_rad", data_dir=str(EXAMPLES / "vqa_rad" / "data"))
-    sample = script.dataset("test", "test", options)[0]
+    options = script.FineTuning(model="", data="vqa_rad", eval_data="test", data_dir=str(EXAMPLES / "vqa_rad" / "data"))
+    sample = script.eval_dataset(options)[0]
     assert sample["dataset"] == "vqa_rad"
     assert sample["image"].size[0] <= 224
 
 
-def test_samples_take_the_prompt_and_an_image_folders_file_names(script, tmp_path, tiny_images):
-    tiny_images[0].save(tmp_path / "a.png")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "question": "a {b} ?", "answer": "c"}\n')
-    samples = script.read_samples(str(tmp_path / "metadata.jsonl"), "Q: {question} A:")
-    assert samples == [{"image": str(tmp_path / "a.png"), "instruction": "Q: a {b} ? A:", "response": "c"}]
+@pytest.fixture
+def pictures(tmp_path, tiny_images):
+    """A folder with a.png and b.png, and what writes a file of records into it."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, image in zip("ab", tiny_images, strict=False):
+        image.save(folder / f"{name}.png")
+
+    def write(name, *records):
+        (folder / name).write_text("\n".join(map(json.dumps, records)) + "\n")
+        return folder / name
+
+    return write
 
 
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [
-        ('{"image": "gone.png", "question": "a", "answer": "b"}', "image 'gone.png' is not in"),
-        ('{"image": "../model/config.json", "question": "a", "answer": "b"}', "not a name inside the image folder"),
-        ('{"image": "a.png", "question": "a"}', "'answer' is missing"),
-        ("{", "not JSON"),
-    ],
-)
-def test_a_bad_row_is_named(script, tmp_path, tiny_images, line, complaint):
-    tiny_images[0].save(tmp_path / "a.png")
-    (tmp_path / "train.jsonl").write_text('{"image": "a.png", "question": "a", "answer": "b"}\n' + line + "\n")
-    with pytest.raises(BadRowError, match=complaint) as caught:
-        script.read_samples(str(tmp_path / "train.jsonl"), "{question}")
-    assert caught.value.row == 2
+def texts(script, data, **options):
+    items = script.dataset(script.FineTuning(model="", data=str(data), **options), str(data), "train")
+    return [(item["instruction"], item["response"]) for item in items]
+
+
+def test_questions_take_the_prompt_and_instructions_none(script, pictures):
+    asked = pictures("metadata.jsonl", {"file_name": "a.png", "question": "a {b} ?", "answer": "c"}).parent
+    assert texts(script, asked, prompt="Q: {question} A:") == [("Q: a {b} ? A:", "c")]
+    told = pictures("told.jsonl", {"image": "b.png", "instruction": "Say d.", "response": "D"})
+    assert texts(script, told) == [("Say d.", "D")]
+
+
+def test_captions_take_wordings_of_their_own(script, pictures):
+    ((instruction, response),) = texts(script, pictures("a.jsonl", {"image": "a.png", "caption": "a wall"}))
+    assert response == "a wall"
+    assert "Question" not in instruction
+
+
+def test_choices_are_listed_where_the_prompt_says(script, pictures):
+    data = pictures("a.jsonl", {"image": "a.png", "question": "a ?", "choices": ["b", "c"], "answer": "c"})
+    assert texts(script, data, prompt="{question} {options}:") == [("a ? (a) b (b) c:", "c")]
+    with pytest.raises(ValueError, match="has choices, and the prompt 'Question: {question} .* no {options}"):
+        texts(script, data)
+
+
+def test_the_data_to_evaluate_on_are_a_file_or_a_split(script, pictures):
+    record = {"image": "a.png", "question": "a ?", "answer": "b"}
+    train, test = pictures("train.jsonl", record, record | {"answer": "c"}), pictures("test.jsonl", record)
+    for data, evaluated in ((train, str(test)), (train.parent, "test")):
+        options = script.FineTuning(model="", data=str(data), eval_data=evaluated)
+        assert len(script.eval_dataset(options)) == 1
+        assert len(script.dataset(options, options.data, "train")) == 2
+
+
+def test_a_bad_row_is_named(script, pictures):
+    good = {"image": "a.png", "question": "a", "answer": "b"}
+    with pytest.raises(BadRowError, match=r"row 2: image '../model/config.json' is not a name inside the image folder"):
+        texts(script, pictures("a.jsonl", good, good | {"image": "../model/config.json"}))
