@@ -124,7 +124,7 @@ class InstructionFormat:
         """The item of one sample, or with the policy "all" that of its answer `number`.
 
         Raises:
-            ValueError: the sample has no answer, or nothing that a template needs; names it.
+            ValueError: the sample has no answer, a blank one, or nothing for what a template needs; names it.
         """
         return self._item(sample, image_id, epoch, self.answers(sample), number)
 
@@ -135,7 +135,7 @@ class InstructionFormat:
         the wording before anything was filled in.
 
         Raises:
-            ValueError: a sample has nothing that a template needs; names it.
+            ValueError: the response of a sample is blank, or it has nothing for what a template needs; names it.
         """
         image_id, every = row["image_id"], self.answer_policy == "all"
         return [
@@ -159,7 +159,8 @@ class InstructionFormat:
             answer = most_frequent(answers)
         response = (sample["question"] or "").strip() if self.task == "vqg" else answer
         if not response:
-            raise ValueError(f"{sample_id}: no question, which is the response of task 'vqg'")
+            blank = "question" if self.task == "vqg" else "labelled choice"
+            raise ValueError(f"{sample_id}: the {blank} is blank, and it is the response")
         template = choose_template(self.templates, sample, response, self.seed, epoch, sample_id)
         instruction, text = format_instruction(template, sample, answer), template.text
         if self.tag:

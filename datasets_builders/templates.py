@@ -40,6 +40,8 @@ FIELDS: dict[str, Callable[[Mapping[str, Any]], str]] = {  # what a template may
 }
 SAMPLE_KEYS = tuple((name, "choices" if name == "options" else name) for name in FIELDS)  # and what they are made of
 
+INTRODUCTIONS = {"context": "Context: {}", "ocr_tokens": "OCR tokens: {}.", "history": "Dialog history: {} \n"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Template:
@@ -230,7 +232,8 @@ _template_of = functools.lru_cache(maxsize=256)(Template)
 
 def most_frequent(answers: Sequence[str]) -> str:
     """The answer given most often; of equals, the one that comes first."""
-    return answers[0] if len(answers) == 1 else collections.Counter(answers).most_common(1)[0][0]
+    counts = collections.Counter(answers)
+    return max(counts, key=counts.__getitem__)
 
 
 def format_instruction(template: Template | str, sample: Mapping[str, Any], answer: str | None = None) -> str:
@@ -250,7 +253,6 @@ def format_instruction(template: Template | str, sample: Mapping[str, Any], answ
     """
     if isinstance(template, str):
         template = _template_of(template)
-    placed = template.fields
     pieces = []
     for literal, name in template.parts:
         pieces.append(literal)
@@ -259,16 +261,10 @@ def format_instruction(template: Template | str, sample: Mapping[str, Any], answ
         elif name:
             pieces.append(FIELDS[name](sample))
     text = "".join(pieces)
-    context = "" if "context" in placed else FIELDS["context"](sample)
-    ocr_tokens = "" if "ocr_tokens" in placed else FIELDS["ocr_tokens"](sample)
-    history = [] if "history" in placed else _turns(sample)
-    if not (context or ocr_tokens or history):
+    before = [name for name in INTRODUCTIONS if sample.get(name) and name not in template.fields]
+    if not before:
         return text
     if template.bare:
-        return "\n".join([part for part in (context, ocr_tokens, *history, text) if part])
-    before = f"Context: {context} " if context else ""
-    if ocr_tokens:
-        before += f"OCR tokens: {ocr_tokens}. "
-    if history:
-        before += f"Dialog history: {' '.join(history)} \n "
-    return before + text
+        lines = [line for name in before for line in (_turns(sample) if name == "history" else [FIELDS[name](sample)])]
+        return "\n".join([*lines, text] if text else lines)
+    return " ".join([*(INTRODUCTIONS[name].format(FIELDS[name](sample)) for name in before), text])
