@@ -118,8 +118,31 @@ def msvd_qa(folder):
     (folder / "test_qa.json").write_text(json.dumps(records))
 
 
+def vqav2(folder):
+    questions = json.loads((REAL / "coco_mini" / "vqav2_questions_on_these_images.json").read_text())
+    annotations = json.loads((REAL / "coco_mini" / "vqav2_annotations_on_these_images.json").read_text())
+    (folder / "train2017").mkdir()
+    for question in questions["questions"]:
+        name = f"{question['image_id']:012d}.jpg"
+        (found,) = (REAL / "coco_mini").glob(f"*2017/{name}")
+        if not (folder / "train2017" / name).exists():
+            shutil.copy(found, folder / "train2017" / name)
+    (folder / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(json.dumps(questions))
+    (folder / "v2_mscoco_train2014_annotations.json").write_text(json.dumps(annotations))
+
+
+def vizwiz(folder):
+    (folder / "val").mkdir()
+    for part in ("questions", "annotations"):
+        content = json.loads((REAL / "vizwiz" / f"val_{part}_vqa_format.json").read_text())
+        content[part] = sorted(content[part], key=lambda entry: entry["question_id"])[:4]
+        for entry in content[part]:
+            Image.new("RGB", (8, 8)).save(folder / "val" / entry["image_id"])
+        (folder / f"val_{part}_vqa_format.json").write_text(json.dumps(content))
+
+
 CASES = {
-    case.name: case
+    f"{case.name}-{case.annotation}": case
     for case in (
         Case("vqa_rad", None, "train", "trainset.json", vqa_rad, free=("answer",)),  # a number will do
         Case("vsr", None, "train", "train.jsonl", vsr),
@@ -129,6 +152,10 @@ CASES = {
         Case("iconqa", None, "test", "problems.json", iconqa),
         Case("scienceqa", None, "train", "problems.json", scienceqa, free=("hint",)),
         Case("msvd_qa", None, "test", "test_qa.json", msvd_qa),
+        Case("vqav2", None, "train", "v2_OpenEnded_mscoco_train2014_questions.json", vqav2),
+        Case("vqav2", None, "train", "v2_mscoco_train2014_annotations.json", vqav2, free=("answer",)),  # some are blank
+        Case("vizwiz", None, "validation", "val_questions_vqa_format.json", vizwiz),
+        Case("vizwiz", None, "validation", "val_annotations_vqa_format.json", vizwiz, free=("answer",)),
     )
 }
 
