@@ -150,7 +150,7 @@ CASES = {
         Case("nlvr", None, "validation", "dev/dev.json", nlvr),
         Case("pope", "random", "test", "coco_pope_random.json", pope),
         Case("iconqa", None, "test", "problems.json", iconqa),
-        Case("scienceqa", None, "train", "problems.json", scienceqa, free=("hint",)),
+        Case("scienceqa", None, "train", "problems.json", scienceqa, free=("hint", "image")),
         Case("msvd_qa", None, "test", "test_qa.json", msvd_qa),
         Case("vqav2", None, "train", "v2_OpenEnded_mscoco_train2014_questions.json", vqav2),
         Case("vqav2", None, "train", "v2_mscoco_train2014_annotations.json", vqav2, free=("answer",)),  # some are blank
