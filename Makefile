@@ -33,7 +33,7 @@ wheel: $(INSTALLED)
 
 $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[eval,video,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[eval,video,datatrove,dev]'
 	touch $@
 
 clean:
