@@ -100,29 +100,34 @@ def read_json_members(path: str, block: int = 1 << 20) -> Iterator[tuple[int, st
     yield from _read_parts(path, "{", "}", block)
 
 
-def read_json_items(path: str, block: int = 1 << 20) -> Iterator[tuple[int, Any]]:
-    """(row, value) of each item of the list that a JSON file is, in order; holds one item at a time.
+def read_json_items(path: str, block: int = 1 << 20, key: str | None = None) -> Iterator[tuple[int, Any]]:
+    """(row, value) of each item of the list that a JSON file is, or holds under `key`; holds one item at a time.
 
     Args:
         block: characters read at a time.
 
     Raises:
-        ValueError: no list, not JSON, or not UTF-8; says after which row.
+        ValueError: no such list, not JSON, or not UTF-8; says after which row.
     """
-    for row, _, value in _read_parts(path, "[", "]", block):
+    for row, _, value in _read_parts(path, "[", "]", block, key):
         yield row, value
 
 
-def _read_parts(path: str, opening: str, closing: str, block: int) -> Iterator[tuple[int, str, Any]]:
+def _read_parts(
+    path: str, opening: str, closing: str, block: int, under: str | None = None
+) -> Iterator[tuple[int, str, Any]]:
     """(row, key, value); the items of a list have the key ""."""
     row = 0
     article, kind = ("an", "object") if opening == "{" else ("a", "list")
     try:
         with open_bytes(path) as file:
             text = _JSONText(io.TextIOWrapper(file, encoding="utf-8"), block)
+            if under is not None:
+                _skip_to(text, path, under)
             start = text.next()
             if start != opening:
-                raise ValueError(f"{path}: expected {article} {kind}, found {start or 'nothing'!r} at its start")
+                place = "at its start" if under is None else f"under {under!r}"
+                raise ValueError(f"{path}: expected {article} {kind}, found {start or 'nothing'!r} {place}")
             text.skip(opening)
             while text.next() != closing:
                 if row:
@@ -136,6 +141,8 @@ def _read_parts(path: str, opening: str, closing: str, block: int) -> Iterator[t
                     raise ValueError(f"{path}, row {row}: expected a key, found {describe(key)}")
                 yield row, key, value
             text.skip(closing)
+            if under is not None:
+                _skip_rest(text)
             if text.next():
                 raise ValueError(f"{path}, after row {row}: more text behind the {kind}")
     except json.JSONDecodeError as error:
@@ -144,6 +151,32 @@ def _read_parts(path: str, opening: str, closing: str, block: int) -> Iterator[t
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path}, row {row + 1}: not a JSON file ({error})") from error
+
+
+def _skip_to(text: "_JSONText", path: str, key: str) -> None:
+    """Go on to the value of the member `key` of an object."""
+    if text.next() != "{":
+        raise ValueError(f"{path}: expected an object with '{key}', found {text.next() or 'nothing'!r} at its start")
+    text.skip("{")
+    while text.next() != "}":
+        name = text.value()
+        text.skip(":")
+        if name == key:
+            return
+        text.value()
+        if text.next() != "}":
+            text.skip(",")
+    raise ValueError(f"{path}: expected an object with '{key}', found none in it")
+
+
+def _skip_rest(text: "_JSONText") -> None:
+    """Read the members behind one, so that a file that is cut off there is noticed."""
+    while text.next() != "}":
+        text.skip(",")
+        text.value()
+        text.skip(":")
+        text.value()
+    text.skip("}")
 
 
 class _JSONText:

@@ -9,10 +9,11 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from .official_files import BadRowError, field, image_path, read_json_list, text_field
+from .official_files import BadRowError, field, image_path, read_json_items, text_field
 from .schema import InstructionBuilder, Record, make_sample
 
 NUM_ANSWERS = 10  # annotators a question
@@ -50,7 +51,7 @@ def ten_answers(record: Any, name: str, key: str = "") -> list[str]:
             answers.append(text_field(item, key) if key else text_field({place: item}, place))
         except ValueError as error:
             raise ValueError(f"in '{place}': {error}" if key else str(error)) from error
-    answers = [answer for answer in answers if answer]
+    answers = [sys.intern(answer) for answer in answers if answer]  # one copy of each "yes": VQA v2 has four million
     if not answers:
         raise ValueError(f"'{name}' holds only blank answers")
     return answers
@@ -96,7 +97,7 @@ def read_vqa(questions: str, tags: Mapping[str, str]) -> Iterator[Question | Bad
         for annotation in _read_annotations(path, tags, annotations):
             yield annotation
     asked = set()
-    for row, record in enumerate(read_json_list(questions, "questions"), start=1):
+    for row, record in read_json_items(questions, key="questions"):
         try:
             question_id = field(record, "question_id", int)
             asked.add(question_id)
@@ -136,7 +137,7 @@ def _read_annotations(
     path: str, tags: Mapping[str, str], found: dict[int, "_Annotation | BadRowError"]
 ) -> Iterator[BadRowError]:
     """Fill `found`, by question id; a row that cannot even be put there is given back."""
-    for row, record in enumerate(read_json_list(path, "annotations"), start=1):
+    for row, record in read_json_items(path, key="annotations"):
         try:
             question_id = field(record, "question_id", int)
             if question_id in found:
@@ -149,7 +150,7 @@ def _read_annotations(
                 row,
                 field(record, "image_id", int, str),
                 ten_answers(record, "answers", "answer"),
-                [f"{tag}={field(record, name, str).strip()}" for name, tag in tags.items()],
+                [sys.intern(f"{tag}={field(record, name, str).strip()}") for name, tag in tags.items()],
             )
         except ValueError as error:
             found[question_id] = BadRowError(path, row, str(error))

@@ -80,6 +80,33 @@ def test_a_file_that_holds_no_list_is_named_with_the_row(tmp_path, content, mess
         list(read_json_items(str(path)))
 
 
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 20])
+def test_items_of_a_list_under_a_key_are_the_same_wherever_it_stands(tmp_path, block):
+    path = tmp_path / "items.json"
+    for members in ({"info": VALUE, "data": [VALUE, 12]}, {"data": [VALUE, 12], "info": VALUE, "licence": 4}):
+        path.write_text(json.dumps(members, indent=1))
+        assert list(read_json_items(str(path), block, key="data")) == [(1, VALUE), (2, 12)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "expected an object with 'data', found '\\[' at its start"),
+        ('{"info": [1]}', "expected an object with 'data', found none in it"),
+        ('{"data": {"1": 2}}', "expected a list, found '{' under 'data'"),
+        ('{"data": [1], "info": {', "row 2: not JSON"),
+        ('{"data": [1]', r"row 2: not JSON \(expected ',', found 'the end'\)"),
+        ('{"info": 1 "data": [1]}', r"row 1: not JSON \(expected ',', found '\"'\)"),
+        ('{"data": [1]} {}', "after row 1: more text behind the list"),
+    ],
+)
+def test_a_file_that_holds_no_list_under_the_key_is_named(tmp_path, content, message):
+    path = tmp_path / "items.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"items\.json.*{message}"):
+        list(read_json_items(str(path), key="data"))
+
+
 def test_text_may_be_blank_but_not_absent():
     assert text_field({"hint": " \n"}, "hint") == ""
     assert text_field({"hint": " Look. "}, "hint") == "Look."
