@@ -34,7 +34,11 @@ def builder(name: str, data_dir: str, config: str | None = None, **options: Any)
         FileNotFoundError: `data_dir` lacks the annotation files.
     """
     spec = _spec(name)
-    return _builder_class(spec)(config_name=config or spec.config, data_dir=data_dir, **options)
+    cls = _builder_class(spec)
+    fields = [field.name for field in dataclasses.fields(cls.BUILDER_CONFIG_CLASS)]
+    own = [field for field in fields if field not in ("name", "version", "data_dir", "data_files", "description")]
+    _check_options(f"the official files of {name}", options, [*own, "cache_dir"])
+    return cls(config_name=config or spec.config, data_dir=data_dir, **options)
 
 
 def load(
@@ -145,8 +149,12 @@ def _load_folder(name, folder, split, splits, streaming, num_proc, **options):
         if found is None:
             raise ValueError(f"{path}: expected a name such as train-00000-of-00004.parquet, which tells the split")
         files.setdefault(found[1], []).append(path)
-    files = {name: paths for name, paths in files.items() if name in _split_names(split or "+".join(splits or files))}
-    kwargs = {"data_files": files, "split": split, "streaming": streaming, **options}
+    wanted = _split_names(split) if split else tuple(splits or files)
+    missing = [each for each in wanted if each not in files]
+    if missing:
+        raise ValueError(f"{folder} has no split {missing[0]!r}: it has {', '.join(files)}")
+    data_files = {each: files[each] for each in wanted}
+    kwargs = {"data_files": data_files, "split": split, "streaming": streaming, **options}
     if not streaming:
         kwargs["num_proc"] = num_proc
     return _our_columns(datasets.load_dataset("parquet", **kwargs), folder)
@@ -189,7 +197,7 @@ def _published_config(name: str, repo_id: str, config: str | None, options: dict
         found = configs[0]
     if found is None:
         return None
-    features = datasets.load_dataset_builder(repo_id, found, **access).info.features or {}
+    features = next(iter(datasets.load_dataset(repo_id, found, streaming=True, **access).values())).features or {}
     return found if {"image_id", "samples"} <= features.keys() else None
 
 

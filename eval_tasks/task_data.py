@@ -2,7 +2,7 @@
 
     instructblip-eval --tasks instructblip_vqa_rad --metadata data_root=/data       # official files in /data/vqa_rad
     instructblip-eval --tasks instructblip_vqa_rad --metadata data_root=/parquet    # our Parquet in /parquet/vqa_rad
-    instructblip-eval --tasks instructblip_vqa_rad --metadata data_root=ORG/vqa_rad # our Parquet on the Hub
+    instructblip-eval --tasks instructblip_vqa_rad --metadata data_root=ORG/vqa_rad # our Parquet, or a copy, on the Hub
 
 Rows are grouped by picture (`instructblip.datasets_builders`); documents are single questions.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 
+from instructblip.datasets_builders import load
 from instructblip.eval_tasks.images import keep_rows
 
 _DOCUMENTS: dict[str, datasets.Dataset] = {}  # fingerprint of the rows -> documents: lm-eval asks for them five times
@@ -25,9 +26,10 @@ def load_rows(dataset: str, splits: Sequence[str] = (), data_root: str | None = 
 
     Args:
         dataset: a name that `instructblip.datasets_builders.load` knows.
-        splits: of official files, build only these, so that the pictures of others need not be there. Default: all.
+        splits: only these, so that the pictures of others need not be there. Default: all.
         data_root: a folder with the official files, or with Parquet files or a `save_to_disk` folder of our rows; or
-            the folder above it, whose subfolder is named like the dataset; or, where no such folder exists, a Hub id.
+            the folder above it, whose subfolder is named like the dataset; or, where no such folder exists, a Hub id of
+            our rows or of a copy that the table of datasets describes.
 
     Raises:
         ValueError: `data_root` is missing.
@@ -41,15 +43,11 @@ def load_rows(dataset: str, splits: Sequence[str] = (), data_root: str | None = 
     folder = Path(data_root).expanduser()
     if (folder / dataset).is_dir():
         folder = folder / dataset
-    if not folder.is_dir():
-        if folder.is_absolute() or str(data_root).count("/") != 1:
-            raise FileNotFoundError(f"data_root {data_root} is neither a folder nor a Hub id such as ORG/{dataset}")
-        return datasets.load_dataset(str(data_root))
-    if any(folder.glob("**/*.parquet")) or (folder / "dataset_dict.json").is_file():
-        return datasets.load_dataset(str(folder))
-    from instructblip.datasets_builders import load
-
-    return load(dataset, data_dir=str(folder), splits=tuple(splits))
+    if folder.is_dir():
+        return load(dataset, data_dir=str(folder), splits=tuple(splits))
+    if folder.is_absolute() or str(data_root).count("/") != 1:
+        raise FileNotFoundError(f"data_root {data_root} is neither a folder nor a Hub id such as ORG/{dataset}")
+    return load(dataset, repo_id=str(data_root), splits=tuple(splits))
 
 
 def one_document_per_question(rows: datasets.Dataset) -> datasets.Dataset:

@@ -1,6 +1,7 @@
 import datasets
 import pytest
 
+from instructblip.eval_tasks import task_data
 from instructblip.eval_tasks.images import read_image
 from instructblip.eval_tasks.task_data import load_rows, one_document_per_question
 
@@ -49,9 +50,9 @@ def test_our_rows_in_other_files_give_the_same_documents_and_pictures(data_root,
 
 def test_a_hub_id_goes_to_the_hub(monkeypatch):
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda path: asked.append(path))
-    load_rows("vqa_rad", data_root="ORG/vqa_rad")
-    assert asked == ["ORG/vqa_rad"]
+    monkeypatch.setattr(task_data, "load", lambda *args, **kwargs: asked.append((args, kwargs)))
+    load_rows("vqa_rad", splits=["test"], data_root="ORG/vqa_rad")
+    assert asked == [(("vqa_rad",), {"repo_id": "ORG/vqa_rad", "splits": ("test",)})]
 
 
 def test_without_a_place_the_error_says_how_to_name_one():
