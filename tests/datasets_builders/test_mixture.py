@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import itertools
 import pickle
 
@@ -102,14 +103,23 @@ def test_a_wrong_size_factor_or_rule_is_named(sizes, options, message):
         sampling_probabilities(sizes, **options)
 
 
-def test_the_papers_probabilities_are_read_from_the_table():
-    sizes = {name: spec.sampling_size for name, spec in TABLE.items() if spec.role == "held_in"}
-    if None in sizes.values():
-        pytest.skip("the table does not have the size of every held-in dataset yet")
-    factors = {name: TABLE[name].sampling_factor for name in sizes}
-    assert paper_probabilities() == sampling_probabilities(sizes, factors=factors)
-    name = next(iter(sizes))
-    assert paper_probabilities([name]) == {name: 1}
+def test_the_table_gives_the_papers_shares():
+    assert {name: round(share, 3) for name, share in paper_probabilities().items()} == {
+        name: share for name, (_, share) in PAPER.items()
+    }
+
+
+def test_some_of_the_papers_datasets_keep_their_ratio():
+    shares = paper_probabilities(["okvqa", "vqav2"])
+    assert list(shares) == ["okvqa", "vqav2"]
+    assert shares["vqav2"] / shares["okvqa"] == pytest.approx((443_757 / 9_009) ** 0.5)
+
+
+def test_a_factor_of_the_table_counts(monkeypatch):
+    halved = dataclasses.replace(TABLE["okvqa"], sampling_factor=0.5)
+    monkeypatch.setitem(TABLE, "okvqa", halved)
+    shares = paper_probabilities(["okvqa", "vqg_okvqa"])  # of equal size
+    assert shares == pytest.approx({"okvqa": 1 / 3, "vqg_okvqa": 2 / 3})
 
 
 def test_a_dataset_that_the_paper_does_not_train_on_has_no_share_in_it():

@@ -273,7 +273,14 @@ def test_ranks_share_the_rows_of_each_pass(world_size):
     assert sources[0] != sources[1]
 
 
-def test_ranks_resume(tmp_path):
+def test_shards_as_accelerate_asks_for_them_share_the_rows():
+    parts = [take(mix().shard(num_shards=2, index=rank), 250) for rank in range(2)]
+    for name, size in SIZES.items():
+        together = list(itertools.chain(*first_passes(name, parts)))
+        assert len(together) == len(set(together)) == size
+
+
+def test_ranks_resume():
     rank = split_dataset_by_node(mix(), 1, 3)
     expected = take(rank, 200)
     take(rank, 90)
