@@ -22,7 +22,6 @@ from .templates import (
 )
 
 Style = Literal["natural", "plain", "tagged"]
-WHITESPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))  # what `str.strip` strips; Arrow's own list differs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +38,9 @@ class InstructionFormat:
 
     Styles:
     - "natural": a template of the task, drawn anew each epoch.
-    - "plain": the input alone, with no instruction; nothing at all for captions. The first multitask baseline of the
-      paper's Fig. 4; it is evaluated with instructions (the prompts in the table), captions with the image alone.
+    - "plain": what the sample brings along (question, choices, OCR tokens ...) and no instruction, so that to be
+      captioned most images come with no text. The first multitask baseline of the paper's Fig. 4, which evaluates it
+      with instructions (the prompts in the table), but captions with the image alone.
     - "tagged": the same with "[Visual question answering:VQAv2]" in front, and of held-out datasets only the task's
       name. The paper's second baseline; it evaluates it both with instructions and with these tags.
     """
@@ -250,7 +250,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         """How many answers `format.answers` finds in each sample."""
         answers = pc.struct_field(self._samples, "answers")
         ends = np.cumsum(pc.fill_null(pc.list_value_length(answers), 0).to_numpy())
-        texts = pc.utf8_trim(pc.fill_null(pc.list_flatten(answers), ""), WHITESPACE)
+        texts = pc.utf8_trim_whitespace(pc.fill_null(pc.list_flatten(answers), ""))
         filled = np.concatenate([[0], np.cumsum(pc.not_equal(texts, "").to_numpy())])  # up to each answer
         counts = np.diff(filled[ends], prepend=0)
         if self.format.task == "multiple_choice":

@@ -27,14 +27,14 @@ short = filled.filter(lambda text: len(text.split()) <= 3)
 
 @st.composite
 def samples(draw, question=texts, answers=texts, choices=texts, fewest_answers=0, fewest_choices=0):
-    """A sample of the schema; with choices, its label is one of them or none."""
+    """A sample of the schema. Its label is one of the choices; where none are asked for, it may be missing."""
     listed = draw(st.lists(choices, min_size=fewest_choices, max_size=26))
     return make_sample(
         id=draw(st.text(max_size=5)),
         question=draw(question),
         answers=draw(st.lists(answers, min_size=fewest_answers, max_size=4)),
         choices=listed,
-        label=draw(st.integers(-1, len(listed) - 1)),
+        label=draw(st.integers(0 if fewest_choices else -1, len(listed) - 1)),
         context=draw(texts),
         ocr_tokens=draw(st.lists(texts, max_size=35)),
         history=draw(st.lists(st.fixed_dictionaries({"question": texts, "answer": texts}), max_size=3)),
@@ -42,7 +42,5 @@ def samples(draw, question=texts, answers=texts, choices=texts, fewest_answers=0
     )
 
 
-def usable_samples(task):
-    """Samples that have what every task needs: a question, a short answer, and for multiple choice some choices."""
-    fewest = 1 if task == "multiple_choice" else 0
-    return samples(short, short, short, fewest_answers=1, fewest_choices=fewest)
+# With all that any task needs: a question, a short answer, and a labelled choice.
+usable_samples = samples(short, short, short, fewest_answers=1, fewest_choices=1)

@@ -2,11 +2,19 @@ import pickle
 
 import datasets
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_samples import quick, samples, short, usable_samples
 from torch.utils.data import DataLoader
 
 from instructblip.datasets_builders import InstructionDataset, load
+from instructblip.datasets_builders.instructions import InstructionFormat
 from instructblip.datasets_builders.schema import make_sample, row_features
-from instructblip.datasets_builders.templates import Template
+from instructblip.datasets_builders.table import TABLE
+from instructblip.datasets_builders.templates import PLAIN_TEMPLATES, TEMPLATES, Template, format_options
+from instructblip.processing.chat_template import join_history
+
+STYLES = ("natural", "plain", "tagged")
 
 
 @pytest.fixture
@@ -36,6 +44,16 @@ def listed(examples):
     return examples
 
 
+def row_of(*samples):
+    return {"image_id": "x/0", "samples": list(samples)}
+
+
+def worded(sample, **options):
+    """Instruction and response of one sample."""
+    item = InstructionFormat.of("mine", **options).items(row_of(sample))[0]
+    return item["instruction"], item["response"]
+
+
 def test_an_item_is_a_sample_with_its_image(rows):
     dataset = InstructionDataset(rows, "vqa_rad")
     assert len(dataset) == 80
@@ -56,6 +74,7 @@ def test_text_opens_no_image(vqa_rad_folder, rows):
     dataset = InstructionDataset(rows, "vqa_rad")
     assert dataset.text(7)["response"] == "no"
     assert len(dataset.column("instruction")) == 80
+    assert dataset.text(7)["template"] in {template.text for template in TEMPLATES["vqa"]}
     assert "image" not in InstructionDataset(rows, "vqa_rad", with_images=False)[7]
     with pytest.raises(OSError, match="vqa_rad/43: image vqa_rad/synpic3 cannot be read"):
         dataset[7]
@@ -111,6 +130,15 @@ def test_the_most_frequent_answer_is_the_response_and_of_equals_the_first(answer
     assert dataset.column("response") == ["a", "b"]
 
 
+def test_blank_answers_count_as_none(answered):
+    rows = answered(["", " ", "b"], ["\x1c", "\u2028"], ["", ""], ["c ", " "])
+    dataset = InstructionDataset(rows, "mine", task="vqa", answer_policy="all")
+    assert dataset.column("response") == ["b", "c"]
+    assert dataset.column("id") == ["s/0#0", "s/3#0"]
+    assert dataset.unanswered == 2
+    assert InstructionDataset(rows, "mine", task="vqa").column("response") == ["b", "c"]
+
+
 def test_spelling_counts_unless_the_table_says_otherwise(answered):
     rows = answered(["b", "A", "b", "a", "a "])
     assert InstructionDataset(rows, "mine", task="vqa").column("response") == ["b"]
@@ -160,6 +188,166 @@ def test_one_template_is_a_fixed_prompt(rows):
     assert dataset.text(0)["instruction"] == "Question: Question 0? Short answer:"
 
 
+def test_the_response_to_a_choice_is_its_text():
+    sample = make_sample("s", "Which?", ["ride", "bus", "ride"], choices=["bus", "Cab ride"], label=1)
+    instruction, response = worded(sample, task="multiple_choice", lowercase_answers=True)
+    assert response == "Cab ride"
+    assert "(a) bus (b) Cab ride" in instruction
+    assert worded(sample, task="vqa")[1] == "ride"
+    assert worded({**sample, "label": -1}, task="multiple_choice")[1] == "ride"
+    with pytest.raises(ValueError, match="s: label 2 of 2 choices"):
+        worded({**sample, "label": 2}, task="multiple_choice")
+
+
+def test_question_generation_takes_the_answer_in_and_gives_the_question():
+    sample = make_sample("s", " Where are they going? ", ["to a ball", "out", "out"])
+    instruction, response = worded(sample, task="vqg")
+    assert "out" in instruction
+    assert "going" not in instruction
+    assert response == "Where are they going?"
+    items = InstructionFormat.of("mine", task="vqg", answer_policy="all", style="plain").items(row_of(sample))
+    assert [item["instruction"] for item in items] == ["to a ball", "out", "out"]
+    with pytest.raises(ValueError, match="s: the question is blank, and it is the response"):
+        worded({**sample, "question": " "}, task="vqg")
+
+
+def test_a_conversation_reads_as_the_processor_writes_it():
+    history = [{"question": "What is this?", "answer": "a photo"}, {"question": "Of what?", "answer": "a cat"}]
+    sample = make_sample(
+        "s", "What colour is it?\nLook closely.", ["A long answer, as chats have them."], history=history
+    )
+    instruction, response = worded(sample, task="chat")
+    assert instruction == join_history(history, "What colour is it?\nLook closely.")
+    assert response == "A long answer, as chats have them."
+    assert worded({**sample, "history": []}, task="chat")[0] == "What colour is it?\nLook closely."
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "tagged"),
+    [
+        ("vqav2", "What?", f"[Visual question answering:{TABLE['vqav2'].title}] What?"),
+        ("vqg_vqav2", "cat", f"[Visual question generation:{TABLE['vqg_vqav2'].title}] cat"),
+        ("coco_caption", "", f"[Image captioning:{TABLE['coco_caption'].title}]"),
+        ("gqa", "What?", "[Visual question answering] What?"),
+        ("iconqa", "What? (a) cat (b) dog", "[Visual question answering] What? (a) cat (b) dog"),
+        ("nocaps", "", "[Image captioning]"),
+        ("mine", "What?", "[Visual question answering:mine] What?"),
+    ],
+)
+def test_the_ablations_give_the_input_alone_and_with_a_tag(name, plain, tagged):
+    """The example of the paper is [Visual question answering:VQAv2]; held-out datasets are not named."""
+    sample = make_sample("s", "What?", ["cat"], choices=["cat", "dog"], label=0)
+    task = "vqa" if name == "mine" else None
+    for style, instruction in (("plain", plain), ("tagged", tagged)):
+        item = InstructionFormat.of(name, style=style, task=task).items(row_of(sample))[0]
+        assert item["instruction"] == instruction
+        assert item["response"] == ("What?" if "vqg" in name else "cat")
+
+
+def test_a_name_with_braces_is_no_template():
+    sample = make_sample("s", "What?", ["cat"])
+    tagged = worded(sample, task="vqa", style="tagged")[0]
+    assert tagged == "[Visual question answering:mine] What?"
+    item = InstructionFormat.of("{question}", task="vqa", style="tagged").items(row_of(sample))[0]
+    assert item["instruction"] == "[Visual question answering:{question}] What?"
+
+
+def test_a_sample_that_no_template_suits_is_named():
+    with pytest.raises(ValueError, match="s/1: no template suits, as the sample has no question"):
+        worded(make_sample("s/1", "", ["a"]), task="vqa")
+    with pytest.raises(ValueError, match="s/1: no template suits, as the sample has no options"):
+        worded(make_sample("s/1", "Why?", ["a"]), task="multiple_choice")
+    read = Template("OCR tokens: {ocr_tokens}. Question: {question}")
+    with pytest.raises(ValueError, match="no ocr_tokens; context, ocr_tokens and history need no place"):
+        worded(make_sample("s/1", "Why?", ["a"]), templates=[read])
+
+
+def test_a_template_that_gives_the_response_away_is_refused():
+    with pytest.raises(ValueError, match=r"template 'A: {answer}' has {answer}, the response of task 'vqa'"):
+        InstructionFormat.of("vqav2", templates=[Template("A: {answer}")])
+    with pytest.raises(ValueError, match=r"has {question}, the response of task 'vqg'"):
+        InstructionFormat.of("vqg_vqav2", templates=[Template("{question}")])
+
+
+@given(usable_samples, short, st.integers(0, 25), st.integers(0, 3), st.sampled_from(STYLES))
+@quick
+def test_no_response_shows_in_its_instruction(sample, other, label, epoch, style):
+    """The instruction is the same whatever the answer is (for question generation, whatever the question)."""
+    label %= len(sample["choices"])
+    for task in TEMPLATES:
+        form = InstructionFormat.of("mine", task=task, style=style)
+        changed = {"question": other} if task == "vqg" else {"answers": [other], "label": label}
+        first, second = (form.items(row_of(each), epoch)[0] for each in (sample, {**sample, **changed}))
+        assert first["instruction"] == second["instruction"]
+        assert second["response"] == (sample["choices"][label] if task == "multiple_choice" else other.strip())
+        if task == "multiple_choice":
+            assert format_options(sample["choices"]) in second["instruction"]
+
+
+@given(st.lists(usable_samples, min_size=1, max_size=4), st.integers(0, 1 << 40), st.randoms())
+@quick
+def test_draws_depend_on_seed_epoch_and_id_alone(asked, epoch, order):
+    for number, sample in enumerate(asked):
+        sample["id"] = str(number)
+    shuffled = order.sample(asked, len(asked))
+    for task in TEMPLATES:
+        form = InstructionFormat.of("mine", seed=7, task=task, answer_policy="sampled")
+        items = {item["id"]: item for item in form.items(row_of(*asked), epoch)}
+        copy = pickle.loads(pickle.dumps(form))
+        assert copy == form
+        for sample in shuffled:
+            assert copy.items(row_of(sample), epoch) == [items[sample["id"]]]
+
+
+@given(
+    st.lists(st.lists(samples(question=short, choices=short), max_size=3), min_size=1, max_size=4), st.integers(0, 3)
+)
+@settings(parent=quick, max_examples=25)
+def test_a_dataset_has_the_items_of_its_rows(sampled, epoch):
+    """Found once through Arrow and once through Python: blank answers, labels and empty rows alike."""
+    names = [f"x/{number}" for number in range(len(sampled))]
+    features = {name: kind for name, kind in row_features().items() if name != "image"}
+    columns = {"image_id": names, "samples": sampled}
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    for policy in ("most_frequent", "sampled", "all"):
+        for task in ("vqa", "multiple_choice"):
+            form = InstructionFormat.of("mine", task=task, answer_policy=policy, templates=[Template("{question}")])
+            dataset = InstructionDataset(rows, "mine", format=form, with_images=False)
+            expected = [item for row in rows for item in form.items(row, epoch)]
+            assert [dataset.text(item, epoch) for item in range(len(dataset))] == expected
+            silent = sum(not form.answers(sample) for samples in sampled for sample in samples)
+            assert dataset.unanswered == silent
+
+
+def test_another_epoch_may_be_read_without_setting_it(rows):
+    dataset = InstructionDataset(rows, "vqa_rad")
+    items = [dataset.text(item, epoch=3) for item in range(80)]
+    assert dataset.item(7, epoch=3)["image"].getpixel((0, 0)) == (15, 15, 15)
+    assert dataset.epoch == 0
+    dataset.set_epoch(3)
+    assert [dataset.text(item) for item in range(80)] == items
+
+
+@pytest.mark.parametrize("style", ["plain", "tagged"])
+def test_a_dataset_takes_a_style_or_a_format(rows, style):
+    first = InstructionDataset(rows, "vqa_rad", style=style, seed=2)
+    form = InstructionFormat.of("vqa_rad", style=style, seed=2)
+    assert first.format == form == InstructionDataset(rows, "vqa_rad", format=form).format
+    assert first.text(0)["template"].endswith(PLAIN_TEMPLATES["vqa"].text)
+    assert first.text(7)["response"] == "no"  # in lower case still
+    with pytest.raises(ValueError, match="format is of 'vqa_rad', for 'mine'"):
+        InstructionDataset(rows, "mine", format=form)
+    with pytest.raises(ValueError, match="make it of that name, with all options in it"):
+        InstructionDataset(rows, "vqa_rad", format=form, seed=3)
+
+
+def test_streamed_rows_give_the_items_of_the_dataset(rows):
+    form = InstructionFormat.of("vqa_rad", seed=1)
+    streamed = [item for row in rows.remove_columns("image").to_iterable_dataset() for item in form.items(row, epoch=2)]
+    dataset = InstructionDataset(rows, "vqa_rad", seed=1)
+    assert streamed == [dataset.text(item, epoch=2) for item in range(len(dataset))]
+
+
 def test_wrong_use_is_named(rows, vqa_rad_folder, cache):
     with pytest.raises(ValueError, match="'mine', task '': pass templates=, or a task out of vqa, caption"):
         InstructionDataset(rows, "mine")
@@ -169,3 +357,9 @@ def test_wrong_use_is_named(rows, vqa_rad_folder, cache):
         InstructionDataset(rows.remove_columns("image"), "vqa_rad")
     with pytest.raises(TypeError, match="rows is a DatasetDict: expected one split"):
         InstructionDataset(load("vqa_rad", vqa_rad_folder, cache_dir=cache), "vqa_rad")
+    with pytest.raises(ValueError, match="style 'bare': expected natural, plain, tagged"):
+        InstructionDataset(rows, "vqa_rad", style="bare")
+    with pytest.raises(ValueError, match="templates with style='plain': they belong to the natural style"):
+        InstructionDataset(rows, "vqa_rad", style="plain", templates=[Template("{question}")])
+    with pytest.raises(ValueError, match="templates is empty: pass one or more"):
+        InstructionDataset(rows, "vqa_rad", templates=[])
