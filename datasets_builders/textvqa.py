@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from .official_files import BadRowError, field, image_path, read_json_list
 from .rosetta_ocr import read_rosetta, rosetta_file
 from .schema import InstructionBuilder, Record, make_sample
-from .vqa_files import Question, answers_beside, read_vqa, ten_answers
+from .vqa_files import Question, answers_beside, answers_file, is_vqa_format, read_vqa, ten_answers
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ class TextVQA(InstructionBuilder):
             yield from bad
         if not tokens:
             logger.warning("%s: no OCR tokens: TextVQA's Rosetta file is not in %s", file, self.config.data_dir)
+        if is_vqa_format(file) and answers_file(file) is None:
+            logger.warning("%s: no answers: the file with them is not beside it", file)
         folders = self.image_folders(split)
         for question in read_vqa(file, {}) if is_vqa_format(file) else read_official(file, split != "test"):
             if isinstance(question, BadRowError):
@@ -61,11 +63,6 @@ class TextVQA(InstructionBuilder):
                 yield Record(file, question.row, f"openimages/{question.image_id}", path, sample)
             except ValueError as error:
                 yield BadRowError(file, question.row, str(error))
-
-
-def is_vqa_format(file: str) -> bool:
-    """Whether a file has OpenFlamingo's form, by its name."""
-    return "questions" in file.rpartition("/")[2]
 
 
 def read_official(file: str, published: bool) -> Iterator[Question | BadRowError]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from .official_files import BadRowError, field, image_path, index_field, read_json_list, stem
 from .schema import InstructionBuilder, Record, make_sample
-from .vqa_files import answers_beside, read_vqa, ten_answers
+from .vqa_files import answers_beside, is_vqa_format, read_vqa, ten_answers
 
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
@@ -48,11 +48,6 @@ class VizWiz(InstructionBuilder):
 
 
 Item = tuple[int, str, str, list[str], list[str]]  # row, name of the image, question, answers, tags
-
-
-def is_vqa_format(file: str) -> bool:
-    """Whether a file has OpenFlamingo's form, by its name."""
-    return "questions" in file.rpartition("/")[2]
 
 
 def read_official(file: str, published: bool) -> Iterator[Item | BadRowError]:

@@ -67,6 +67,11 @@ def answers_file(questions: str) -> str | None:
     return next((place for place in places if os.path.isfile(place)), None)
 
 
+def is_vqa_format(file: str) -> bool:
+    """Whether a file holds questions in this layout, by its name; for datasets that have a layout of their own too."""
+    return "questions" in file.rpartition("/")[2]
+
+
 def answers_beside(questions: str, required: bool) -> list[str]:
     """`answers_file` in a list, for `InstructionBuilder.extra_files`; empty where there is none.
 
@@ -94,8 +99,7 @@ def read_vqa(questions: str, tags: Mapping[str, str]) -> Iterator[Question | Bad
     path = answers_file(questions)
     annotations: dict[int, _Annotation | BadRowError] = {}
     if path is not None:
-        for annotation in _read_annotations(path, tags, annotations):
-            yield annotation
+        yield from _read_annotations(path, tags, annotations)
     asked = set()
     for row, record in read_json_items(questions, key="questions"):
         try:
@@ -122,7 +126,7 @@ def read_vqa(questions: str, tags: Mapping[str, str]) -> Iterator[Question | Bad
             yield BadRowError(questions, row, str(error))
     for question_id, annotation in annotations.items():
         if question_id not in asked:
-            yield BadRowError(path or "", annotation.row, f"question {question_id} is not in {questions}")
+            yield BadRowError(str(path), annotation.row, f"question {question_id} is not in {questions}")
 
 
 @dataclasses.dataclass

@@ -125,7 +125,7 @@ def test_a_bad_row_among_the_words_is_named(textvqa_folder, cache):
         load("textvqa", textvqa_folder, split="validation", cache_dir=cache)
 
 
-def test_the_real_validation_questions_have_the_counts_of_the_table(real_data, tmp_path, cache):
+def test_the_real_validation_questions_have_the_counts_of_the_table(real_data, tmp_path, cache, caplog):
     questions = real_data / "textvqa" / "val_questions_vqa_format.json"
     (tmp_path / questions.name).symlink_to(questions)
     (tmp_path / "images").mkdir()
@@ -134,4 +134,5 @@ def test_the_real_validation_questions_have_the_counts_of_the_table(real_data, t
     rows = load("textvqa", tmp_path, split="validation", cache_dir=cache, verify_images=False)
     samples = [sample for row in rows["samples"] for sample in row]
     assert Counts(len(rows), len(samples), 50000) == TABLE["textvqa"].counts["default/validation"]
-    assert not any(sample["answers"] for sample in samples)  # the file of the answers is not at hand either
+    assert not any(sample["answers"] for sample in samples)
+    assert "no answers: the file with them is not beside it" in caplog.text
