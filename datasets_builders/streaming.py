@@ -44,7 +44,7 @@ def stream_mixture(
     - Ranks (`datasets.distributed.split_dataset_by_node`) and DataLoader workers each draw sources for themselves and
       share the rows out: no row comes to two of them in the same pass. Where a source's shards do not divide by ranks
       times workers, several of them read the same shards and keep different rows, so save large sources in a multiple.
-      A source with fewer rows than that goes whole to those who would get nothing of it.
+      A source with fewer rows than that goes whole to those that would get nothing of it.
 
     The rows of a block are near each other in their file, and are what is in memory: `block_rows` rows of each source,
     in each worker. For Parquet, `source.reshard()` makes shards of row groups, which mixes better than whole files.
@@ -204,7 +204,7 @@ class _Mixture(_BaseExamplesIterable):
             source = {
                 "pass": 0,  # passes completed
                 "given": 0,  # items of this pass already given
-                "all_rows": False,  # no row of the source would fall to this part, so it takes them all
+                "all_rows": False,  # no item of the source falls to this part, so it takes every row
                 # Where the current block begins, and how much of it was given:
                 "shard": 0,
                 "shard_state": None,  # of `datasets`, inside the shard
@@ -256,10 +256,9 @@ class _Mixture(_BaseExamplesIterable):
     def _blocks(self, number: int, state: dict[str, Any]) -> Iterator[tuple[dict[str, Any], pa.Table]]:
         """The blocks of a pass from the one in `state` on, each with the state at its beginning."""
         source = self.sources[number]
-        groups = math.gcd(self.parts, source.rows.num_shards)  # parts of different groups share no shard
-        group, stride, offset = self.part % groups, self.parts // groups, self.part // groups
-        if state["all_rows"]:
-            stride, offset = 1, 0
+        part, parts = (0, 1) if state["all_rows"] else (self.part, self.parts)
+        groups = math.gcd(parts, source.rows.num_shards)  # parts of different groups share no shard
+        group, stride, offset = part % groups, parts // groups, part // groups
         # Parts that share shards keep different rows of the same order, so it is drawn for the group.
         key = [SHARDS, self.seed, self.epoch, number, state["pass"], group]
         order = np.random.default_rng(key).permutation(np.arange(group, source.rows.num_shards, groups)).tolist()

@@ -319,6 +319,13 @@ def test_a_source_with_fewer_rows_than_parts_goes_whole_to_those_that_would_get_
     assert take(resumed, 8) == parts[3][4:]
 
 
+def test_a_part_whose_shards_have_no_answer_takes_the_whole_source():
+    rows = datasets.concatenate_datasets([table("b", 3, answers=()), table("c", 3)])
+    source = rows.to_iterable_dataset(num_shards=2)
+    parts = [take(split_dataset_by_node(mix({"b": source}, {"b": 1.0}), rank, 2), 6) for rank in range(2)]
+    assert [set(ids(part)) for part in parts] == [{"c/0/0", "c/1/0", "c/2/0"}] * 2
+
+
 def test_persistent_workers_hear_of_a_new_epoch():
     stream = mix()
     loader = DataLoader(stream.take(40), batch_size=10, num_workers=2, collate_fn=list, persistent_workers=True)
