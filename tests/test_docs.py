@@ -2,7 +2,9 @@
 
 A loopback Hub serves tiny models under the ids that the pages name; the pages run in one process of their own, each in
 a folder of its own, blocks in order. A block after the comment `<!-- needs: PACKAGE -->` is skipped where that package
-is missing. A YAML block whose first line is `# some/path` is written to that file, without the line.
+is missing. A YAML block whose first line is `# some/path` is written to that file, without the line; so is any block
+after `<!-- file: some/path -->`. A block after `<!-- fails -->` must raise what the next block shows, with "..." for
+anything at all, from its beginning on.
 """
 
 import contextlib
@@ -27,22 +29,25 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 LINKED = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", *(f"{folder}/README.md" for folder in ("benchmarks",))]
-BLOCK = re.compile(r"^(?:<!-- needs: (\w+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(?:<!-- (needs|file|fails)(?:: (\S+))? -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_OURS = ("git", "make", "pip")  # commands that the pages may show and nothing here runs
 
 
 def blocks_of(page):
-    """The fenced blocks of a page: line, the package that it needs if any, language and code."""
+    """The fenced blocks of a page: line, what the comment before it says if there is one, language and code."""
     text = (ROOT / page).read_text("utf-8")
+    found = list(BLOCK.finditer(text))
     return [
         {
             "page": page,
-            "line": text[: match.start(2)].count("\n") + 1,
-            "needs": match[1],
-            "language": match[2],
-            "code": match[3],
+            "line": text[: match.start(3)].count("\n") + 1,
+            "needs": match[2] if match[1] == "needs" else None,
+            "file": match[2] if match[1] == "file" else None,
+            "fails": following[4] if match[1] == "fails" and following else None,
+            "language": match[3],
+            "code": match[4],
         }
-        for match in BLOCK.finditer(text)
+        for match, following in zip(found, [*found[1:], None], strict=True)
     ]
 
 
@@ -196,12 +201,26 @@ def save_stand_ins(folder):
     return folders
 
 
-def publish(hub, repo_id, folder):
+def save_cauldron(folder):
+    """A Parquet file in the layout of HuggingFaceM4/the_cauldron, which has a folder for each config."""
+    from datasets import Dataset
+    from PIL import Image
+
+    texts = [{"user": "What is this?", "assistant": "a photo", "source": "AI2D"}]
+    rows = Dataset.from_list([{"images": [Image.new("RGB", (64, 64), "red")], "texts": texts}])
+    (folder / "ai2d").mkdir(parents=True)
+    rows.to_parquet(folder / "ai2d" / "train-00000-of-00001.parquet")
+    config = "- config_name: ai2d\n  data_files:\n  - split: train\n    path: ai2d/train-*\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{config}---\n")
+    return folder
+
+
+def publish(hub, repo_id, folder, kind="model"):
     """Put a folder into the store behind the Hub, without a client."""
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     entries = {name: hub.store.entry(hub.store.put(path.read_bytes()), False) for name, path in files.items()}
-    hub.store.create("model", repo_id, private=False)
-    hub.store.commit(hub.store.get("model", repo_id), {"summary": "stand-in"}, entries)
+    hub.store.create(kind, repo_id, private=False)
+    hub.store.commit(hub.store.get(kind, repo_id), {"summary": "stand-in"}, entries)
 
 
 def save_user_files(folder):
@@ -296,6 +315,9 @@ def run_block(block, names):
     if block["language"] == "yaml" and (found := re.match(r"# (\S+/\S+)\n", block["code"])):
         Path(found[1]).parent.mkdir(parents=True, exist_ok=True)
         Path(found[1]).write_text(block["code"].partition("\n")[2])
+    if block["file"]:
+        Path(block["file"]).parent.mkdir(parents=True, exist_ok=True)
+        Path(block["file"]).write_text(block["code"], "utf-8")
     missing = block["needs"] and importlib.util.find_spec(block["needs"]) is None
     if missing or block["language"] not in ("python", "bash"):
         return None
@@ -307,9 +329,10 @@ def run_block(block, names):
         else:
             code = "\n" * block["line"] + block["code"]  # so that tracebacks name the line of the page
             exec(compile(code, block["page"], "exec"), names)
-    except Exception:
-        return traceback.format_exc()
-    return None
+    except Exception as error:
+        shown = re.escape((block["fails"] or "").strip()).replace(r"\.\.\.", ".*")
+        return None if block["fails"] and re.match(shown, str(error)) else traceback.format_exc()
+    return f"nothing fails, and the page says {block['fails']}" if block["fails"] else None
 
 
 def run_pages(job):
@@ -345,6 +368,7 @@ def outcome(tmp_path_factory):
         hub.orgs = ("your-name",)
         for repo_id, saved in save_stand_ins(folder).items():
             publish(hub, repo_id, saved)
+        publish(hub, "HuggingFaceM4/the_cauldron", save_cauldron(folder / "cauldron"), "dataset")
         shutil.copy(folder / "lavis.pth", folder / "user" / "instruct_blip_flanxl_trimmed.pth")
         for page in PAGES:
             job[page] = str(folder / page.replace("/", "_"))
