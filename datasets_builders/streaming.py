@@ -40,7 +40,8 @@ def stream_mixture(
       others. So within a source, no row comes a third time before every row came twice, and the share of a source is
       its probability, however small it is.
     - `set_epoch` gives another order and other templates. `state_dict` and `load_state_dict` go on with the next item.
-      A state belongs to one mixture, number of ranks and number of workers.
+      A state belongs to one mixture, number of ranks and number of workers, and to an epoch: set that first, as
+      `datasets` says nothing and starts from the beginning where it differs.
     - Ranks (`datasets.distributed.split_dataset_by_node`) and DataLoader workers each draw sources for themselves and
       share the rows out: no row comes to two of them in the same pass. Where a source's shards do not divide by ranks
       times workers, several of them read the same shards and keep different rows, so save large sources in a multiple.
@@ -76,7 +77,7 @@ def stream_mixture(
         raise ValueError(f"seed={seed}: expected 0 or more")
     if probabilities is None:
         probabilities = paper_probabilities(sources)
-    check_probabilities(probabilities, sources)
+    chances = check_probabilities(probabilities, sources)
     formats = formats or {}
     unknown = [name for name in formats if name not in sources]
     if unknown:
@@ -85,9 +86,7 @@ def stream_mixture(
         _Source.of(name, rows, formats.get(name) or InstructionFormat.of(name, seed=seed), with_images)
         for name, rows in sources.items()
     )
-    chances = np.array([probabilities[name] for name in sources])
-    mixture = _Mixture(made, chances / chances.sum(), seed, block_rows, keep_images_together)
-    return datasets.IterableDataset(mixture)
+    return datasets.IterableDataset(_Mixture(made, chances, seed, block_rows, keep_images_together))
 
 
 @dataclasses.dataclass(frozen=True)
