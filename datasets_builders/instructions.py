@@ -38,9 +38,9 @@ class InstructionFormat:
 
     Styles:
     - "natural": a template of the task, drawn anew each epoch.
-    - "plain": what the sample brings along (question, choices, OCR tokens ...) and no instruction, so that to be
-      captioned most images come with no text. The first multitask baseline of the paper's Fig. 4, which evaluates it
-      with instructions (the prompts in the table), but captions with the image alone.
+    - "plain": what the sample brings along (question, choices, OCR tokens ...) and no instruction; for captions mostly
+      an empty text. The first multitask baseline of the paper's Fig. 4, which evaluates it with instructions (the
+      prompts in the table), but captions with the image alone.
     - "tagged": the same with "[Visual question answering:VQAv2]" in front, and of held-out datasets only the task's
       name. The paper's second baseline; it evaluates it both with instructions and with these tags.
     """
