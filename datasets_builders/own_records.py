@@ -11,6 +11,7 @@
 import dataclasses
 import difflib
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -324,6 +325,8 @@ def _as_text(value: Any, name: str) -> str:
     if isinstance(value, bool):
         raise ValueError(f"'{name}' is {str(value).lower()}: write the word that is to be learned, such as \"yes\"")
     if isinstance(value, (int, float)):
+        if not math.isfinite(value):
+            raise ValueError(f"'{name}' is {value}: write null where there is none")
         return str(value)
     return field({name: value}, name, str).strip()
 

@@ -134,6 +134,7 @@ def test_what_a_record_shows(record, images):
         ({"question": "a", "answer": "b"}, "'image' is missing"),
         ({"img": "a.jpg", "question": "a", "answer": "b"}, r"'img' is not read: if it is 'image'"),
         (question(answer=True), "'answer' is true: write the word that is to be learned"),
+        (question(answer=float("nan")), "'answer' is nan: write null where there is none"),
         (question(answer=["a"]), "'answer' is a list: several answers go into 'answers'"),
         (question(answer={"text": "a"}), "'answer' should be str, is an object with 'text'"),
         (question(answer=" "), "'answer' is blank"),
