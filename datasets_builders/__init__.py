@@ -1,7 +1,7 @@
 """Datasets in one row schema, and the instructions made from them."""
 
-from .instructions import InstructionDataset
+from .instructions import InstructionDataset, InstructionFormat
 from .loading import builder, load
 from .own_data import load_own, own_task
 
-__all__ = ["InstructionDataset", "builder", "load", "load_own", "own_task"]
+__all__ = ["InstructionDataset", "InstructionFormat", "builder", "load", "load_own", "own_task"]

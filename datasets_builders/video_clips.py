@@ -17,7 +17,6 @@ class VideoConfig(BuilderConfig):
     """`BuilderConfig`, and what is taken of a clip."""
 
     num_frames: int = 4  # as in the paper, uniformly spaced; a shorter clip gives what it has
-    video_dirs: tuple[str, ...] = ()  # empty: the folders that the dataset's own description names, in data_dir
 
 
 class VideoBuilder(InstructionBuilder):
@@ -33,9 +32,7 @@ class VideoBuilder(InstructionBuilder):
     several_images = True
 
     def image_folders(self, split: str) -> list[str]:
-        if self.config.video_dirs:
-            return [os.path.realpath(folder) for folder in self.config.video_dirs]
-        return [os.path.join(self.config.data_dir, name) for name in self.FOLDERS]
+        return self.config.folders(*self.FOLDERS)
 
     def images_of(self, record: Record) -> Sequence[str | bytes]:
         clip = str(record.image)

@@ -7,8 +7,6 @@ data_dir/images/000000372029.jpg          or train2017/ and val2017/, or the fol
  "relation": "on", "subj": "dog", "obj": "surfboard", ...}
 """
 
-import dataclasses
-import os
 import re
 from collections.abc import Iterator
 from typing import ClassVar
@@ -19,24 +17,14 @@ from .schema import BuilderConfig, InstructionBuilder, Record, make_sample
 CHOICES = ["false", "true"]  # so that `label` is the files' own 0 or 1
 
 
-@dataclasses.dataclass
-class VSRConfig(BuilderConfig):
-    """`BuilderConfig`, and where the images are."""
-
-    image_dirs: tuple[str, ...] = ()  # empty: images, train2017 and val2017 in data_dir
-
-
 class VSR(InstructionBuilder):
     """The statement is the question, "true" or "false" the answer. Tag: relation."""
 
-    BUILDER_CONFIG_CLASS = VSRConfig
-    BUILDER_CONFIGS: ClassVar = [VSRConfig(name="zeroshot"), VSRConfig(name="random")]
+    BUILDER_CONFIGS: ClassVar = [BuilderConfig(name="zeroshot"), BuilderConfig(name="random")]
     DEFAULT_CONFIG_NAME = "zeroshot"
 
     def image_folders(self, split: str) -> list[str]:
-        if self.config.image_dirs:
-            return [os.path.realpath(folder) for folder in self.config.image_dirs]
-        return [os.path.join(self.config.data_dir, name) for name in ("images", "train2017", "val2017")]
+        return self.config.folders("images", "train2017", "val2017")
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         folders = self.image_folders(split)

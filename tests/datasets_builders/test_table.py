@@ -80,10 +80,49 @@ def test_every_prompt_takes_a_sample(spec):
     assert "{" not in format_instruction(spec.prompt, make_sample("1", "The dog is on the bed.", ["true"]))
 
 
-def test_the_prompts_are_those_of_the_paper():
-    sample = make_sample("1", "The dog is on the bed.", ["true"], choices=["false", "true"], label=1)
-    statement = 'Based on the image, is this statement true or false? "The dog is on the bed." Answer:'
-    assert format_instruction(TABLE["vsr"].prompt, sample) == statement
-    assert format_instruction(TABLE["coco_caption"].prompt, make_sample("1", "", ["a"])) == "A short image description:"
-    vqa = make_sample("1", "Why?", ["a"])
-    assert format_instruction(TABLE["vqa_rad"].prompt, vqa) == "Question: Why? Short answer:"
+BARE = make_sample("1", "What is it?", ["a cat"], choices=["a dog", "a cat"], label=1)
+SHORT = "Question: What is it? Short answer:"
+
+
+@pytest.mark.parametrize(
+    ("name", "sample", "prompt"),
+    [
+        ("nocaps", make_sample("1", "", ["a cat"]), "A short image description:"),
+        ("flickr30k", make_sample("1", "", ["a cat"]), "A short image description:"),
+        ("gqa", make_sample("1", "What is it?", ["a cat"]), SHORT),
+        ("vizwiz", make_sample("1", "What is it?", ["a cat"]), SHORT),
+        ("ivqa", make_sample("1", "What is it?", ["a cat"]), SHORT),
+        ("msvd_qa", make_sample("1", "What is it?", ["a cat"]), SHORT),
+        ("msrvtt_qa", make_sample("1", "What is it?", ["a cat"]), SHORT),
+        (
+            "textvqa",
+            make_sample("1", "What is it?", ["a"], ocr_tokens=["STOP", "exit"]),
+            f"OCR tokens: STOP, exit. {SHORT}",
+        ),
+        ("textvqa", make_sample("1", "What is it?", ["a"]), SHORT),
+        ("iconqa", BARE, "Question: What is it? Options: (a) a dog (b) a cat. Short answer:"),
+        (
+            "scienceqa",
+            {**BARE, "context": "Cats purr."},
+            "Context: Cats purr. Question: What is it? Options: (a) a dog (b) a cat. Answer:",
+        ),
+        ("scienceqa", BARE, "Question: What is it? Options: (a) a dog (b) a cat. Answer:"),
+        (
+            "hateful_memes",
+            make_sample("1", "Is it hateful?", ["no"], context="so nice"),
+            'This is an image with: "so nice" written on it. Is it hateful? Answer:',
+        ),
+        (
+            "vsr",
+            make_sample("1", "The dog is on the bed.", ["true"], choices=["false", "true"], label=1),
+            'Based on the image, is this statement true or false? "The dog is on the bed." Answer:',
+        ),
+        (
+            "visdial",
+            make_sample("1", "How many?", ["2"], context="two cats", history=[{"question": "Big?", "answer": "no"}]),
+            "Dialog history: two cats Big? no \n Question: How many? Short answer:",
+        ),
+    ],
+)
+def test_the_prompts_are_those_of_appendix_e(name, sample, prompt):
+    assert format_instruction(TABLE[name].prompt, sample) == prompt
