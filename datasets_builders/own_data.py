@@ -21,6 +21,7 @@ from .own_columns import convert
 from .own_files import annotation_files, image_place, mentions_several_images, read_records, stem_of
 from .own_records import Reading, read_record
 from .schema import BuilderConfig, InstructionBuilder, Record
+from .table import TABLE
 
 KINDS_OF_SOURCES = """Expected one of
   a JSON, JSON-lines or CSV file of records (.json, .jsonl, .csv, .tsv, also with .gz)
@@ -206,7 +207,8 @@ def find_files(source: str) -> tuple[str, dict[str, str]]:
             raise ValueError(f"{source} is no file that can be read, by its name.\n{KINDS_OF_SOURCES}")
         return folder, {"train": name}
     if stem_of(source) != source or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
-        raise FileNotFoundError(f"there is no {source}, seen from {os.getcwd()}.\n{KINDS_OF_SOURCES}")
+        hint = f" There is a builder for {source}: load({source!r}, ...)." if source in TABLE else ""
+        raise FileNotFoundError(f"there is no {source}, seen from {os.getcwd()}.{hint}\n{KINDS_OF_SOURCES}")
     return source, {}
 
 

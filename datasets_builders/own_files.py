@@ -17,6 +17,7 @@ from .own_records import IMAGE_KEYS, LIST_KEYS, Reading
 
 BLOCK = 1 << 20
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".ndjson")
+NOT_ANNOTATIONS = ("dataset_info.json", "dataset_infos.json")  # what `datasets` writes beside Parquet
 SPLIT_NAMES = {  # what files and folders are called -> our names of the splits
     "train": "train",
     "training": "train",
@@ -48,7 +49,7 @@ def annotation_files(folder: str) -> dict[str, str]:
     named = _files_named(folder, SPLIT_NAMES)
     if named:
         return named
-    every = [name for name in sorted(os.listdir(folder)) if _ending(name)]
+    every = [name for name in sorted(os.listdir(folder)) if _ending(name) and name not in NOT_ANNOTATIONS]
     if len(every) > 1:
         raise ValueError(
             f"{folder} holds {len(every)} annotation files ({', '.join(every[:6])}): pass the one to read, "

@@ -2,15 +2,19 @@
 
     preview(InstructionDataset(rows, "vqa_rad"), "preview.html")
 
+    instructblip-data preview vqa_rad=examples/vqa_rad/data mine=data/train.jsonl --split train
+
 The page stands alone: pictures are small JPEGs inside it, and there is no script and nothing to fetch. All text of the
 data is escaped.
 """
 
+import argparse
 import base64
 import collections
 import dataclasses
 import html
 import io
+import itertools
 import os
 import random
 import uuid
@@ -18,10 +22,16 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 from PIL import Image
 
 from ..processing.image_loading import open_image
+from .instructions import InstructionDataset
+from .loading import load
+from .mixture import InstructionMixture
+from .own_data import load_own, own_task
+from .table import TABLE
 
 THUMBNAIL = 400  # pixels of the longer side
 MOST_IMAGES = 8  # shown of an item
@@ -178,6 +188,67 @@ def describe_statistics(found: Mapping[str, TextStatistics]) -> str:
         lines.append(f"  different responses: {about.different:,}; most frequent: {frequent or 'none'}")
         blocks.append("\n".join(lines))
     return "\n".join(blocks)
+
+
+# ---- The command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `run` needs to know."""
+    parser.add_argument(
+        "data",
+        nargs="+",
+        metavar="NAME[=PLACE]",
+        help="a dataset of the table, with the folder of its files or the Hub repository that has it; or data of your "
+        "own: a file, a folder or a Hub id, with a name in front if you like. Several are mixed",
+    )
+    parser.add_argument("--output", default="preview.html", help="the page to write (default %(default)s)")
+    parser.add_argument("--split", default="train", help="default %(default)s")
+    parser.add_argument("--rows", type=int, help="look at this many rows from the start; nothing else is read or built")
+    parser.add_argument("--count", type=int, default=48, help="items on the page (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw and the wordings (default %(default)s)")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="Hub id or folder; counts tokens instead of words")
+    parser.add_argument("--image-dir", help="images of your own files, where they are not beside them")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out rows and images that cannot be used")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Preview what the command line names."""
+    parts = dict(_dataset(given, options) for given in options.data)
+    if len(parts) < len(options.data):
+        raise ValueError(f"{' '.join(options.data)}: give each a name of its own, NAME=PLACE")
+    tokenizer = None
+    if options.tokenizer:
+        from transformers import AutoTokenizer  # seconds, for those who count tokens
+
+        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    dataset = next(iter(parts.values())) if len(parts) == 1 else InstructionMixture(parts, seed=options.seed)
+    preview(dataset, options.output, options.count, tokenizer, options.seed)
+    print(f"wrote {options.output}")
+
+
+def _dataset(given: str, options: argparse.Namespace) -> tuple[str, InstructionDataset]:
+    name, named, place = given.partition("=")
+    settings = {
+        "split": options.split,
+        "streaming": options.rows is not None,
+        "on_bad": "skip" if options.skip_bad else "raise",
+    }
+    if name in TABLE:
+        here = place if os.path.isdir(place) else None
+        rows, task = load(name, here, repo_id=place if place and not here else None, **settings), None
+        rows = _first(rows, options.rows)
+    else:
+        rows = _first(load_own(place if named else given, options.image_dir, **settings), options.rows)
+        name = name if named else os.path.basename(os.path.abspath(given)).partition(".")[0]
+        task = own_task(rows)
+    return name, InstructionDataset(rows, name, task, seed=options.seed)
+
+
+def _first(rows: Any, count: int | None) -> datasets.Dataset:
+    if count is None:
+        return rows
+    return datasets.Dataset.from_list(list(itertools.islice(rows, count)), features=rows.features)
 
 
 # ---- The page

@@ -185,6 +185,11 @@ def test_a_source_that_cannot_be_read_says_what_can(folder, source, complaint):
         load_own(folder / source)
 
 
+def test_a_dataset_of_the_table_is_pointed_to_its_loader():
+    with pytest.raises(FileNotFoundError, match=r"There is a builder for vqa_rad: load\('vqa_rad', ...\)"):
+        load_own("vqa_rad")
+
+
 def test_arguments_that_do_not_fit_are_refused(folder):
     file = write(folder / "train.jsonl", [question(0)])
     with pytest.raises(TypeError, match="source is a list.\nExpected one of"):

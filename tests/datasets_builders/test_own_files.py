@@ -124,7 +124,7 @@ def test_lists_of_images_are_found_in_a_header(tmp_path):
         ),
         (["train.jsonl.gz", "test.json", "notes.txt"], {"train": "train.jsonl.gz", "test": "test.json"}),
         (["mine.JSON", "a.jpg"], {"train": "mine.JSON"}),
-        (["a.jpg"], {}),
+        (["a.jpg", "dataset_infos.json"], {}),
     ],
 )
 def test_what_a_folder_holds_is_seen_from_names(tmp_path, names, found):

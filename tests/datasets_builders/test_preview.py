@@ -1,3 +1,4 @@
+import argparse
 import base64
 import html.parser
 import io
@@ -9,7 +10,16 @@ from PIL import Image
 
 from instructblip.datasets_builders import InstructionDataset, load
 from instructblip.datasets_builders.mixture import InstructionMixture
-from instructblip.datasets_builders.preview import Lengths, describe_statistics, drawn, preview, statistics, thumbnail
+from instructblip.datasets_builders.preview import (
+    Lengths,
+    add_arguments,
+    describe_statistics,
+    drawn,
+    preview,
+    run,
+    statistics,
+    thumbnail,
+)
 
 HOSTILE = '"><script>alert(1)</script><img src=https://evil.example/x onerror=alert(1)> & \u202e \ud800'
 
@@ -158,6 +168,36 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
         preview([item("other")], tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text("utf-8") == page
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def look(tmp_path, *arguments):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    run(parser.parse_args([*arguments, "--output", str(tmp_path / "page.html")]))
+    return Tags((tmp_path / "page.html").read_text("utf-8")).text
+
+
+@pytest.fixture
+def own_file(tmp_path, picture, monkeypatch, cache):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+    picture(tmp_path / "a.jpg")
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"image": "a.jpg", "instruction": "Say it.", "response": "it"}\n')
+    return path
+
+
+def test_the_command_mixes_what_it_names(tmp_path, vqa_rad_folder, own_file, capsys):
+    text = look(tmp_path, f"vqa_rad={vqa_rad_folder}", str(own_file), "--rows", "3", "--count", "100")
+    assert "Say it." in text
+    assert "vqa_rad" in text
+    assert "7 of 7 items" in text  # three images with two questions each, and one of the own
+    assert capsys.readouterr().out.endswith(f"wrote {tmp_path / 'page.html'}\n")
+
+
+def test_the_command_names_ones_own_data(tmp_path, own_file):
+    assert look(tmp_path, f"called={own_file}").strip().startswith("called")
+    with pytest.raises(ValueError, match="give each a name of its own"):
+        look(tmp_path, str(own_file), str(own_file))
 
 
 def test_a_thumbnail_is_small():
