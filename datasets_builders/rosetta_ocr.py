@@ -26,7 +26,8 @@ def read_rosetta(file: str) -> tuple[dict[str, list[str]], list[BadRowError]]:
             words = field(record, "ocr_tokens", list)
             if image_id in tokens:
                 raise ValueError(f"image {image_id} again")
-            items = {f"ocr_tokens[{number}]": word for number, word in enumerate(words) if word != "" and not str(word).isspace()}
+            named = {f"ocr_tokens[{number}]": word for number, word in enumerate(words)}
+            items = {item: word for item, word in named.items() if word != "" and not str(word).isspace()}
             tokens[image_id] = [field(items, item, str) for item in items]
         except ValueError as error:
             bad.append(BadRowError(file, row, str(error)))
