@@ -20,7 +20,7 @@ from datasets import ClassLabel, Features, Image, List, Value
 from . import official_files, own_records, schema
 from .official_files import BadRowError, check_image, digest
 from .own_records import IMAGE_KEYS, Reading, read_record
-from .schema import SAMPLE_FEATURES, row_features
+from .schema import SAMPLE_FEATURES
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,9 @@ def convert(
     if source.features is None:
         raise ValueError(f"{name}: the stream does not say its columns: pass features= where it is made")
     if {"image_id", "samples"} <= source.features.keys():
-        return _published(source, name)
+        raise ValueError(
+            f"{name} has image_id and samples already: rows as ours need no reading, `load` takes them from Parquet"
+        )
     source, visual = source.with_format(None), image_column(source.features, reading, name)
     kind = None if visual is None else source.features[visual]
     several = kind is not None and not isinstance(kind, (Image, dict, Value))
@@ -92,15 +94,6 @@ def convert(
             images = images.cast_column(shown, List(Image()) if several else Image())
     joined = datasets.concatenate_datasets([images, text], axis=1)
     return joined if len(rows) == len(joined) else joined.select(rows)
-
-
-def _published(source: datasets.Dataset | datasets.IterableDataset, name: str) -> Any:
-    """Rows that are of the schema already, without the columns that publishing adds."""
-    found = source.features or Features()
-    expected = row_features(several_images="images" in found)
-    if any(found.get(key) != kind for key, kind in expected.items()):
-        raise ValueError(f"{name}: columns image_id and samples, but not as our rows have them: {found}")
-    return source.select_columns(list(expected))
 
 
 def _stream(

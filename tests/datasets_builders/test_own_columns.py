@@ -162,11 +162,9 @@ def test_images_are_not_copied(tmp_path):
     assert asked(pickle.loads(pickle.dumps(rows))) == [["a?"], ["b?"]]
 
 
-def test_rows_of_our_schema_are_taken_as_they_are():
-    rows = load_own(questions((shade(1), "a?", "1")))
-    assert load_own(rows.add_column("instruction", [["x"]])).column_names == ["image", "image_id", "samples"]
-    with pytest.raises(ValueError, match="own: columns image_id and samples, but not as our rows have them"):
-        load_own(dataset([{"image_id": "a", "samples": ["b"]}]))
+def test_rows_of_our_schema_are_sent_to_their_loader():
+    with pytest.raises(ValueError, match="own has image_id and samples already"):
+        load_own(load_own(questions((shade(1), "a?", "1"))))
 
 
 # ---- What cannot be used
@@ -200,12 +198,13 @@ def test_a_broken_image_is_named_unless_files_are_trusted(several):
     assert len(load_own(made, verify_images=False)) == 2
 
 
-def test_a_parquet_file_may_not_name_files_of_this_machine(tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_parquet_file_may_not_name_files_of_this_machine(tmp_path, streaming):
     shade(1).save(tmp_path / "private.png")
     made = dataset([{"image": {"bytes": None, "path": str(tmp_path / "private.png")}, "caption": "a"}])
     made.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(BadRowError, match="a/train, row 1: an image without bytes, a path '.*private.png' alone"):
-        load_own(tmp_path / "a.parquet", cache_dir=str(tmp_path / "cache"))
+        list(load_own(tmp_path / "a.parquet", cache_dir=str(tmp_path / "cache"), streaming=streaming, split="train"))
 
 
 def test_bytes_that_do_not_say_that_they_are_images_are_read(tmp_path):
