@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import datasets
-import pyarrow.compute as pc
 
 from .official_files import BadRowError
 from .own_columns import convert
@@ -165,22 +164,6 @@ def load_own(
         return convert(found, f"{name}/{found.split}" if found.split else name, reading, **settings)
     parts = {key: convert(part, f"{name}/{key}", reading, **settings) for key, part in found.items()}
     return _only(type(found)(parts))
-
-
-def own_task(rows: datasets.Dataset) -> str:
-    """The family of templates for the rows of `load_own`, for `InstructionDataset(rows, name, task=own_task(rows))`.
-
-    Raises:
-        ValueError: rows of several kinds, or of another origin.
-    """
-    samples = rows.select_columns("samples").with_format("arrow")[:]["samples"]
-    tags = pc.list_flatten(pc.struct_field(pc.list_flatten(samples), "tags"))
-    counts = {count["values"].as_py(): count["counts"].as_py() for count in pc.value_counts(tags)}
-    tasks = {tag.removeprefix("task="): number for tag, number in counts.items() if tag.startswith("task=")}
-    if len(tasks) != 1:
-        found = ", ".join(f"{number} of {task}" for task, number in tasks.items()) or "samples without a kind"
-        raise ValueError(f"found {found}: put questions, choices, captions and instructions into files of their own")
-    return next(iter(tasks))
 
 
 def find_files(source: str) -> tuple[str, dict[str, str]]:

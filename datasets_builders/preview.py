@@ -30,7 +30,8 @@ from ..processing.image_loading import open_image
 from .instructions import InstructionDataset
 from .loading import load
 from .mixture import InstructionMixture
-from .own_data import load_own, own_task
+from .own_data import load_own
+from .own_format import own_format
 from .table import TABLE
 
 THUMBNAIL = 400  # pixels of the longer side
@@ -236,13 +237,11 @@ def _dataset(given: str, options: argparse.Namespace) -> tuple[str, InstructionD
     }
     if name in TABLE:
         here = place if os.path.isdir(place) else None
-        rows, task = load(name, here, repo_id=place if place and not here else None, **settings), None
-        rows = _first(rows, options.rows)
-    else:
-        rows = _first(load_own(place if named else given, options.image_dir, **settings), options.rows)
-        name = name if named else os.path.basename(os.path.abspath(given)).partition(".")[0]
-        task = own_task(rows)
-    return name, InstructionDataset(rows, name, task, seed=options.seed)
+        rows = load(name, here, repo_id=place if place and not here else None, **settings)
+        return name, InstructionDataset(_first(rows, options.rows), name, seed=options.seed)
+    rows = load_own(place if named else given, options.image_dir, **settings)
+    name = name if named else os.path.basename(os.path.abspath(given)).partition(".")[0]
+    return name, InstructionDataset(_first(rows, options.rows), name, format=own_format(name, seed=options.seed))
 
 
 def _first(rows: Any, count: int | None) -> datasets.Dataset:

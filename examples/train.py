@@ -18,7 +18,7 @@ from typing import Literal
 from trl import TrlParser
 
 from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
-from instructblip.datasets_builders import InstructionDataset, load, load_own, own_task
+from instructblip.datasets_builders import InstructionDataset, load, load_own, own_format
 from instructblip.datasets_builders.table import TABLE
 from instructblip.datasets_builders.templates import Template
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
@@ -46,13 +46,9 @@ def dataset(options: FineTuning, source: str, split: str | None) -> InstructionD
     """A split of a dataset that we have a builder for, or of one's own data; images are opened when they are due."""
     if source in TABLE:
         return InstructionDataset(load(source, options.data_dir, options.data_config, split=split), source)
+    templates = None if options.prompt is None else [Template(options.prompt)]
     rows = load_own(source, options.image_dir, split, options.data_config)
-    task = own_task(rows)
-    if options.prompt is None or task not in ("vqa", "multiple_choice"):
-        return InstructionDataset(rows, "own", task)  # captions have wordings of their own, instructions need none
-    if task == "multiple_choice" and "{options}" not in options.prompt:
-        raise ValueError(f"{source} has choices, and the prompt {options.prompt!r} no {{options}} to list them in")
-    return InstructionDataset(rows, "own", templates=[Template(options.prompt)])
+    return InstructionDataset(rows, "own", format=own_format("own", templates))
 
 
 def eval_dataset(options: FineTuning) -> InstructionDataset | None:

@@ -4,7 +4,7 @@ import os
 import datasets
 import pytest
 
-from instructblip.datasets_builders import InstructionDataset, load_own, own_task
+from instructblip.datasets_builders import InstructionDataset, load_own, own_format
 from instructblip.datasets_builders.official_files import BadRowError
 from instructblip.datasets_builders.templates import Template
 
@@ -118,13 +118,11 @@ def test_a_changed_file_is_read_again(folder, own):
     assert asked(own(file, columns={"question": "answer", "answer": "question"})) == [["grey"]]
 
 
-def test_the_kind_of_rows_is_known_when_it_is_one(folder, own):
-    asked, told = question(0), {"image": "photos/1.jpg", "instruction": "Say grey.", "response": "grey"}
-    assert own_task(own(write(folder / "a.jsonl", [asked, asked]))) == "vqa"
-    rows = own(write(folder / "b.jsonl", [told]))
-    assert InstructionDataset(rows, "mine", own_task(rows)).text(0)["instruction"] == "Say grey."
-    with pytest.raises(ValueError, match="found 1 of vqa, 1 of chat: put questions, choices, captions"):
-        own_task(own(write(folder / "c.jsonl", [asked, told])))
+def test_a_file_may_hold_questions_and_instructions(folder, own):
+    told = {"image": "photos/1.jpg", "instruction": "Say grey.", "response": "grey"}
+    rows = own(write(folder / "a.jsonl", [question(0, "What?"), told]))
+    items = InstructionDataset(rows, "mine", format=own_format("mine", [Template("Q: {question}")]))
+    assert items.column("instruction") == ["Q: What?", "Say grey."]
 
 
 # ---- What cannot be used

@@ -131,11 +131,10 @@ def test_captions_take_wordings_of_their_own(script, pictures):
     assert "Question" not in instruction
 
 
-def test_choices_are_listed_where_the_prompt_says(script, pictures):
+def test_choices_are_listed_behind_the_question_or_where_the_prompt_says(script, pictures):
     data = pictures("a.jsonl", {"image": "a.png", "question": "a ?", "choices": ["b", "c"], "answer": "c"})
     assert texts(script, data, prompt="{question} {options}:") == [("a ? (a) b (b) c:", "c")]
-    with pytest.raises(ValueError, match="has choices, and the prompt 'Question: {question} .* no {options}"):
-        texts(script, data)
+    assert texts(script, data) == [("Question: a ? Options: (a) b (b) c. Short answer:", "c")]
 
 
 def test_the_data_to_evaluate_on_are_a_file_or_a_split(script, pictures):
