@@ -225,7 +225,7 @@ class _Grouping:
         self.chunks: list[pa.Array] = []
         if pictures is not None:
             self.column = pictures.data.column(0)
-            self.has_bytes = _has_bytes(self.column)
+            self.has_bytes = images_have_bytes(self.column)
 
     def read(self, text: datasets.Dataset) -> None:
         row = 0
@@ -382,7 +382,7 @@ def image_digest(image: bytes) -> str:
     return hashlib.sha256(image).hexdigest()[:16]
 
 
-def _has_bytes(column: pa.ChunkedArray) -> np.ndarray:
+def images_have_bytes(column: pa.ChunkedArray) -> np.ndarray:
     """Whether each row's images, one or a list, have bytes: a path alone would be one on this machine."""
     parts = [_has_bytes_in(chunk) for chunk in column.chunks]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
