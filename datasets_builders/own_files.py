@@ -181,7 +181,10 @@ def image_place(folders: Sequence[str], name: Any) -> tuple[str, str]:
         raise ValueError(f"an image is named by its path, found a {type(name).__name__}")
     if re.match(r"(https?|hf|s3|gs|data):", name):
         raise ValueError(f"image {name[:80]!r} is an address: download the images, and name the files")
-    name.encode("utf-8")  # Arrow refuses half a surrogate pair without naming the row
+    try:
+        name.encode("utf-8")  # Arrow refuses half a surrogate pair without naming the row
+    except UnicodeEncodeError as error:
+        raise ValueError(f"image {name!r} is not valid text: {error}") from error
     if os.path.isabs(name):
         inside = [folder for folder in folders if name.startswith(os.path.join(folder, ""))]
         if not inside:

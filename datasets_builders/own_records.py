@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .official_files import describe, field
+from .official_files import describe, field, text_field
 from .schema import make_sample
 
 IMAGE_TOKEN = "<image>"  # where an image stands in a text
@@ -102,9 +102,7 @@ def read_record(record: Any, reading: Reading, default_id: str, prefix: str) -> 
     images = _images(record)
     turn_key = next((name for name in TURN_KEYS if name in present), None)
     if turn_key is None:
-        identity = record.get("id")
-        if identity is not None and type(identity) not in (str, int):
-            raise ValueError(f"'id' should be str or int, is {describe(identity)}")
+        identity = field(record, "id", str, int) if "id" in present else None
         sample = {"id": f"{prefix}/{default_id if identity is None else identity}", **_fields(record, present)}
         _check_image_tokens(sample, len(images))
         return [Example(images, make_sample(**sample))]
@@ -374,8 +372,8 @@ def _turn_examples(
         if not question.strip():
             raise ValueError(f"round {number} of '{turn_key}' asks nothing but {IMAGE_TOKEN}")
         tags = ["task=chat"]
-        if type(record.get("id")) in (str, int):
-            tags.append(f"id={record['id']}")
+        if record.get("id") is not None:
+            tags.append(f"id={field(record, 'id', str, int)}")
         if source:
             tags.append(f"source={source}")
         sample = {"id": f"{identity}/{number}", "question": question.strip(), "answers": [answer], "tags": tags}
@@ -399,8 +397,7 @@ def _texts_rounds(texts: Any) -> list[tuple[str, str, str]]:
             raise ValueError(f"'texts[{number}]' should have user and assistant, is {describe(turn)}")
         named = {f"texts[{number}].{key}": turn[key] for key in ("user", "assistant")}
         user, assistant = (_answer_without_mark(named, name) for name in named)
-        source = turn.get("source")
-        rounds.append((user, assistant, source if isinstance(source, str) else ""))
+        rounds.append((user, assistant, text_field(turn, "source") if turn.get("source") is not None else ""))
     return rounds
 
 

@@ -1,8 +1,11 @@
 import gzip
 import json
 import os
+import random
 
+import pyarrow as pa
 import pytest
+from datasets import Features
 
 from instructblip.datasets_builders.official_files import BadRowError
 from instructblip.datasets_builders.own_files import (
@@ -11,8 +14,10 @@ from instructblip.datasets_builders.own_files import (
     mentions_several_images,
     read_records,
 )
-from instructblip.datasets_builders.own_records import Reading
+from instructblip.datasets_builders.own_records import Reading, read_record
+from instructblip.datasets_builders.schema import SAMPLE_FEATURES
 
+KIND = Features(SAMPLE_FEATURES).type
 RECORDS = [{"image": "a.jpg", "question": "Wer?", "answer": "ü"}, {"image": "b.jpg", "question": "Was?", "answer": "2"}]
 
 
@@ -108,6 +113,62 @@ def test_lists_of_images_are_found_in_a_header(tmp_path):
     (tmp_path / "b.csv").write_text("image,images_of_others\n")
     assert mentions_several_images(str(tmp_path / "a.csv"), Reading())
     assert not mentions_several_images(str(tmp_path / "b.csv"), Reading())
+
+
+FORMS = [
+    {"image": "a.jpg", "question": "How many?", "answer": "two", "ocr_tokens": ["a"], "history": [["q", "a"]], "id": 3},
+    {"images": ["a.jpg", "b.jpg"], "question": "<image> or <image>?", "choices": ["x", "y"], "label": 1},
+    {
+        "image": "a.jpg",
+        "conversations": [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "that"}],
+    },
+    {"images": ["a.jpg"], "texts": [{"user": "a?", "assistant": "b", "source": "s"}]},
+    {"images": [], "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    {"image": "a.jpg", "caption": "c", "context": ""},
+]
+ODD = [None, True, 1e400, -1, "", [], {}, [[]], [None], "\ud800", "<image>", "\0", {"a": 1}, 10**30]
+
+
+def corrupted(records, chance):
+    """Records with odd values, missing and wrong keys, as bytes of which some are changed."""
+    records = json.loads(json.dumps(records))
+    record = chance.choice(records)
+    while True:
+        key = chance.choice(list(record) if isinstance(record, dict) else range(len(record)))
+        if isinstance(record[key], (dict, list)) and record[key] and chance.random() < 0.7:
+            record = record[key]
+        else:
+            break
+    if chance.random() < 0.3 and isinstance(record, dict):
+        record[chance.choice(["anser", "image", "images", "label", "history"])] = record.pop(key)
+    else:
+        record[key] = chance.choice(ODD)
+    data = bytearray((lines(records) if chance.random() < 0.5 else json.dumps(records)).encode())
+    if chance.random() < 0.4:
+        place = chance.randrange(len(data))
+        data[place : place + chance.randrange(9)] = chance.randbytes(chance.randrange(4))
+    return bytes(data)
+
+
+def test_a_corrupted_file_is_read_or_says_what_is_wrong(tmp_path):
+    chance, path, samples, messages, bad_rows = random.Random(0), tmp_path / "a.json", [], [], 0
+    for _ in range(200):
+        path.write_bytes(corrupted(FORMS, chance))
+        try:
+            records = read(path)
+        except ValueError as error:
+            messages.append(str(error))
+            continue
+        for row, record in records:
+            try:
+                if isinstance(record, BadRowError):
+                    raise record
+                samples += [example.sample for example in read_record(record, Reading(), str(row), "mine")]
+            except ValueError:
+                bad_rows += 1
+    assert all(str(path) in message for message in messages)
+    pa.array(samples, KIND)  # Arrow would refuse a wrong value without naming its row
+    assert min(len(samples), len(messages), bad_rows) > 20
 
 
 # ---- Folders
