@@ -203,14 +203,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a dataset of the table, with the folder of its files or the Hub repository that has it; or data of your "
         "own: a file, a folder or a Hub id, with a name in front if you like. Several are mixed",
     )
-    parser.add_argument("--output", default="preview.html", help="the page to write (default %(default)s)")
+    parser.add_argument("--out", default="preview.html", help="the page to write (default %(default)s)")
     parser.add_argument("--split", default="train", help="default %(default)s")
     parser.add_argument("--rows", type=int, help="look at this many rows from the start; nothing else is read or built")
     parser.add_argument("--count", type=int, default=48, help="items on the page (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw and the wordings (default %(default)s)")
     parser.add_argument("--tokenizer", metavar="MODEL", help="Hub id or folder; counts tokens instead of words")
     parser.add_argument("--image-dir", help="images of your own files, where they are not beside them")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out rows and images that cannot be used")
+    parser.add_argument(
+        "--on-bad", choices=("raise", "skip"), default="raise", help="stop at a bad row or image, or leave it out"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -224,17 +226,13 @@ def run(options: argparse.Namespace) -> None:
 
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     dataset = next(iter(parts.values())) if len(parts) == 1 else InstructionMixture(parts, seed=options.seed)
-    preview(dataset, options.output, options.count, tokenizer, options.seed)
-    print(f"wrote {options.output}")
+    preview(dataset, options.out, options.count, tokenizer, options.seed)
+    print(f"wrote {options.out}")
 
 
 def _dataset(given: str, options: argparse.Namespace) -> tuple[str, InstructionDataset]:
     name, named, place = given.partition("=")
-    settings = {
-        "split": options.split,
-        "streaming": options.rows is not None,
-        "on_bad": "skip" if options.skip_bad else "raise",
-    }
+    settings = {"split": options.split, "streaming": options.rows is not None, "on_bad": options.on_bad}
     if name in TABLE:
         here = place if os.path.isdir(place) else None
         rows = load(name, here, repo_id=place if place and not here else None, **settings)

@@ -173,7 +173,7 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 def look(tmp_path, *arguments):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    run(parser.parse_args([*arguments, "--output", str(tmp_path / "page.html")]))
+    run(parser.parse_args([*arguments, "--out", str(tmp_path / "page.html")]))
     return Tags((tmp_path / "page.html").read_text("utf-8")).text
 
 
