@@ -51,6 +51,7 @@ class InstructBLIPConfig(PreTrainedConfig):
             (Table 2).
         post_layernorm_eps: eps of the LayerNorm after the vision tower. None keeps the tower's own, as the official
             `Salesforce/instructblip-*` folders do (1e-6); LAVIS computed and trained with 1e-5.
+        image_text_hidden_size: width in which [`InstructBLIPForPreTraining`] compares images with texts.
         backbones: where a bridge-only release finds its frozen parts: `{"vision": {...}, "language": {...}}`, each with
             `repo`, `revision` and, for weights inside a larger checkpoint, `prefix`.
         bridge_only: set in the config of a bridge-only release: its weights file has no backbones.
@@ -71,6 +72,8 @@ class InstructBLIPConfig(PreTrainedConfig):
         "past_key_values",
         "encoder_last_hidden_state",
         "image_features",
+        "token_losses",
+        "token_hits",
     ]
 
     vision_config: dict | PreTrainedConfig | None = None
@@ -81,6 +84,7 @@ class InstructBLIPConfig(PreTrainedConfig):
     qformer_text_input: bool = True
     initializer_range: float = 0.02
     post_layernorm_eps: float | None = None
+    image_text_hidden_size: int = 256
     backbones: dict | None = None
     bridge_only: bool = False
     pad_token_id: int | None = None  # the language model's, where Seq2SeqTrainer looks for it

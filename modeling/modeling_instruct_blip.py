@@ -50,6 +50,8 @@ class InstructBLIPOutput(ModelOutput):
         loss: scalar, cross-entropy in nats over the supervised positions.
         logits: (rows, seq or target, vocabulary); None while training with labels, where they are computed at
             supervised positions only.
+        token_losses: (supervised,) cross-entropy in nats of each supervised position, row after row, without gradient.
+        token_hits: (supervised,) whether the label was the most likely token there.
         image_features: (uses, query, llm_hidden), what the language model reads in place of the placeholders.
         past_key_values, hidden_states, attentions: of a decoder-only language model, when asked for.
         encoder_last_hidden_state: (rows, seq, hidden), encoder-decoder only; the other encoder, decoder and cross
@@ -60,6 +62,8 @@ class InstructBLIPOutput(ModelOutput):
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    token_losses: torch.Tensor | None = None
+    token_hits: torch.Tensor | None = None
     past_key_values: Any = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
@@ -474,11 +478,11 @@ class InstructBLIPForConditionalGeneration(
         skip_logits = skip_logits and labels is not None and not torch.compiler.is_compiling()
         kwargs = {**kwargs, **asked}
         if self.config.is_encoder_decoder:
-            outputs, loss = self._encoder_decoder(
+            outputs, (loss, token_losses, token_hits) = self._encoder_decoder(
                 embeds, mask, labels, decoder_input_ids, decoder_attention_mask, num_items_in_batch, skip_logits, kwargs
             )
         else:
-            outputs, loss = self._decoder_only(
+            outputs, (loss, token_losses, token_hits) = self._decoder_only(
                 embeds, mask, is_image, labels, num_items_in_batch, skip_logits, attention_mask, kwargs
             )
         if features is None:
@@ -488,6 +492,8 @@ class InstructBLIPForConditionalGeneration(
         output = InstructBLIPOutput(
             loss=loss,
             logits=None if skip_logits else outputs.logits,
+            token_losses=token_losses,
+            token_hits=token_hits,
             image_features=features.pooler_output,
             vision_attentions=features.attentions,
             qformer_attentions=features.qformer_attentions,
@@ -508,7 +514,7 @@ class InstructBLIPForConditionalGeneration(
         return 0.0 * features.pooler_output.float().sum()
 
     def _decoder_only(self, embeds, mask, is_image, labels, num_items_in_batch, skip_logits, full_mask, kwargs):
-        """Run a decoder-only language model; returns its output and the loss (None without labels)."""
+        """Run a decoder-only language model; returns its output and `_cross_entropy` (Nones without labels)."""
         if labels is not None:
             # A placeholder is never an answer.
             labels = labels.to(embeds.device).masked_fill(is_image.to(embeds.device), -100)
@@ -536,14 +542,14 @@ class InstructBLIPForConditionalGeneration(
                 inputs_embeds=embeds, attention_mask=mask if full_mask is None else full_mask, **kwargs
             )
         if labels is None:
-            return outputs, None
+            return outputs, (None, None, None)
         logits = outputs.logits if skip_logits else outputs.logits[labels != -100]
         return outputs, _cross_entropy(logits, labels[labels != -100], num_items_in_batch)
 
     def _encoder_decoder(
         self, embeds, mask, labels, decoder_ids, decoder_mask, num_items_in_batch, skip_logits, kwargs
     ):
-        """Run an encoder-decoder; returns its output and the loss (None without labels)."""
+        """Run an encoder-decoder; returns its output and `_cross_entropy` (Nones without labels)."""
         mask, embeds = align(mask.to(embeds.device), "right", embeds)
         if labels is not None:
             labels = labels.to(embeds.device)
@@ -561,7 +567,7 @@ class InstructBLIPForConditionalGeneration(
                 **kwargs,
             )
         if labels is None:
-            return outputs, None
+            return outputs, (None, None, None)
         logits = outputs.logits if skip_logits else outputs.logits[labels != -100]
         return outputs, _cross_entropy(logits, labels[labels != -100], num_items_in_batch)
 
@@ -597,8 +603,13 @@ def _resizes_itself(tower: nn.Module) -> bool:
 
 def _cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
-) -> torch.Tensor:
-    """Sum over (supervised, vocabulary) logits divided by `num_items_in_batch`, or their mean; 0 if there are none."""
-    total = nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, and of each of (supervised, vocabulary) logits its loss and whether the target is the most likely token.
+
+    The loss is their sum divided by `num_items_in_batch`, or their mean; 0 if there are none.
+    """
+    targets = targets.to(logits.device)
+    losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
     items = max(targets.numel(), 1) if num_items_in_batch is None else num_items_in_batch
-    return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
+    loss = losses.sum() / (items.to(losses.device) if isinstance(items, torch.Tensor) else items)
+    return loss, losses.detach(), logits.detach().argmax(dim=-1) == targets
