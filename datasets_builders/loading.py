@@ -34,7 +34,7 @@ def builder(name: str, data_dir: str, config: str | None = None, **options: Any)
         FileNotFoundError: `data_dir` lacks the annotation files.
     """
     spec = _spec(name)
-    cls = _builder_class(spec)
+    cls = builder_class(spec)
     fields = [field.name for field in dataclasses.fields(cls.BUILDER_CONFIG_CLASS)]
     own = [field for field in fields if field not in ("name", "version", "data_dir", "data_files", "description")]
     _check_options(f"the official files of {name}", options, [*own, "cache_dir"])
@@ -85,10 +85,10 @@ def load(
     wanted = (split, tuple(splits), streaming, num_proc)
     if data_dir is not None:
         folder = os.path.expanduser(data_dir)
-        if _holds_rows(folder):
+        if holds_rows(folder):
             return _load_folder(name, folder, *wanted, **options)
         return _load_official(name, folder, config, *wanted, **options)
-    copies = _known_copies(name, repo_id, config)
+    copies = known_copies(name, repo_id, config)
     if not copies and repo_id is not None:
         published = _published_config(name, repo_id, config, options)
         if published is not None:
@@ -103,7 +103,7 @@ def _spec(name: str) -> DatasetSpec:
     return TABLE[name]
 
 
-def _builder_class(spec: DatasetSpec) -> type[InstructionBuilder]:
+def builder_class(spec: DatasetSpec) -> type[InstructionBuilder]:
     source = spec.source
     return getattr(importlib.import_module(f".{source.name}", __package__), source.builder)
 
@@ -127,7 +127,7 @@ def _load_official(name, data_dir, config, split, splits, streaming, num_proc, *
     return made.as_dataset(split=split)
 
 
-def _holds_rows(folder: str) -> bool:
+def holds_rows(folder: str) -> bool:
     """Whether a folder holds our rows, as Parquet files in it or just below, or as `save_to_disk` leaves them."""
     folder = glob.escape(folder)
     patterns = ("dataset_dict.json", "state.json", "*.parquet", "*/*.parquet")
@@ -209,14 +209,14 @@ def _load_published(repo_id, config, split, splits, streaming, num_proc, **optio
     return _our_columns(rows if split else _some_splits(rows, splits), repo_id)
 
 
-def _known_copies(name: str, repo_id: str | None, config: str | None) -> list[HubCopy]:
+def known_copies(name: str, repo_id: str | None, config: str | None) -> list[HubCopy]:
     """The copies in the table that are in `repo_id`, if that is given, and are of the variant `config`."""
     if name not in TABLE:
         if repo_id is None:
             _spec(name)
         return []
     spec = TABLE[name]
-    default = spec.config or _builder_class(spec).DEFAULT_CONFIG_NAME or ""
+    default = spec.config or builder_class(spec).DEFAULT_CONFIG_NAME or ""
     variant = config or default
     of_variant = [copy for copy in spec.hub or spec.source.hub if (copy.variant or default) == variant]
     return [copy for copy in of_variant if repo_id in (None, copy.repo)]
@@ -224,7 +224,7 @@ def _known_copies(name: str, repo_id: str | None, config: str | None) -> list[Hu
 
 def _mirrored_copies(name: str, repo_id: str, config: str | None) -> list[HubCopy]:
     """The known copies of that name, of another owner: they move, and are mirrored."""
-    copies = _known_copies(name, None, config) if name in TABLE else []
+    copies = known_copies(name, None, config) if name in TABLE else []
     same = [copy for copy in copies if copy.repo.partition("/")[2] == repo_id.partition("/")[2]]
     if not same:
         known = ", ".join(dict.fromkeys(copy.repo for copy in copies)) or "none"
