@@ -22,7 +22,7 @@ setup(
     python_requires=">=3.11",  # as transformers 5.23
     install_requires=[
         "accelerate",
-        "datasets>=5",
+        "datasets>=5.2,<6",
         "huggingface_hub>=2",
         "numpy",
         "peft",

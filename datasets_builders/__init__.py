@@ -2,7 +2,20 @@
 
 from .instructions import InstructionDataset, InstructionFormat
 from .loading import builder, load
+from .mixture import InstructionMixture, paper_probabilities, sampling_probabilities
 from .own_data import load_own
 from .own_format import own_format
+from .streaming import stream_mixture
 
-__all__ = ["InstructionDataset", "InstructionFormat", "builder", "load", "load_own", "own_format"]
+__all__ = [
+    "InstructionDataset",
+    "InstructionFormat",
+    "InstructionMixture",
+    "builder",
+    "load",
+    "load_own",
+    "own_format",
+    "paper_probabilities",
+    "sampling_probabilities",
+    "stream_mixture",
+]

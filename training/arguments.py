@@ -39,4 +39,7 @@ class InstructBLIPTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not (self.fp16 or self.use_cpu) and is_torch_bf16_gpu_available()
+        if self.accelerator_config is None:
+            # accelerate's default for streams cuts every tensor of a batch by rows, which parts samples from images
+            self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
