@@ -2,8 +2,8 @@
 
 Learned query tokens and the instruction's tokens share the self-attention of a BERT; in every second layer the queries
 alone also attend to the image. Two feed-forward networks per layer, one for queries and one for text. Only the query
-outputs leave the model, so the last layer has no text feed-forward, and an image's keys and values are computed once
-however many instructions ask about it.
+outputs leave the model, so the last layer runs no text feed-forward, and an image's keys and values are computed once
+however many instructions ask about it. Stage 1 of the pre-training also reads the text outputs (`text_output`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -131,7 +131,7 @@ class InstructBLIPQFormerLayer(GradientCheckpointingLayer):
         if layer_index % config.cross_attention_frequency == 0:
             self.crossattention = InstructBLIPQFormerAttention(config, config.encoder_hidden_size)
         self.has_cross_attention = layer_index % config.cross_attention_frequency == 0
-        # Kept in the last layer too, so that the official state dict fits; it is not run there.
+        # Kept in the last layer too, so that the official state dict fits; it runs there in stage 1 only.
         self.intermediate = InstructBLIPQFormerIntermediate(config)
         self.output = InstructBLIPQFormerSelfOutput(config.intermediate_size, config)
         self.intermediate_query = InstructBLIPQFormerIntermediate(config)
@@ -141,17 +141,21 @@ class InstructBLIPQFormerLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden: torch.Tensor,
-        image_embeds: torch.Tensor,
+        image_embeds: torch.Tensor | None,
         num_queries: int,
         attention_mask: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
+        text_output: bool = False,
         **kwargs,
     ) -> torch.Tensor:
-        # The last layer's text outputs are read by nobody, so only the queries attend there.
-        attending = hidden[:, :num_queries] if self.is_last else hidden
-        if self.is_last and attention_mask is not None:
+        # Where the last layer's text outputs are read by nobody, only the queries attend there.
+        queries_only = self.is_last and not text_output
+        attending = hidden[:, :num_queries] if queries_only else hidden
+        if queries_only and attention_mask is not None:
             attention_mask = attention_mask[:, :, :num_queries] if attention_mask.dim() == 4 else attention_mask
         attended = self.attention(attending, hidden, attention_mask=attention_mask, **kwargs)
+        if num_queries == 0:
+            return self.output(self.intermediate(attended), attended)
         queries, text = attended[:, :num_queries], attended[:, num_queries:]
         if self.has_cross_attention:
             queries = self.crossattention(queries, image_embeds, key_index=image_index, **kwargs)
@@ -170,7 +174,7 @@ class InstructBLIPQFormerEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, query_embeds: torch.Tensor, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
+        self, query_embeds: torch.Tensor | None, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         embeddings = query_embeds
         if input_ids is not None:
@@ -179,7 +183,7 @@ class InstructBLIPQFormerEmbeddings(nn.Module):
             # Positions count real tokens, so that padding on either side changes nothing.
             positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
             text = self.word_embeddings(input_ids) + self.position_embeddings(positions)
-            embeddings = torch.cat([query_embeds.to(text.dtype), text], dim=1)
+            embeddings = text if query_embeds is None else torch.cat([query_embeds.to(text.dtype), text], dim=1)
         return self.dropout(self.layernorm(embeddings.to(self.layernorm.weight.dtype)))
 
 
@@ -252,29 +256,35 @@ class InstructBLIPQFormerModel(PreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        query_embeds: torch.Tensor,
-        image_embeds: torch.Tensor,
+        query_embeds: torch.Tensor | None,
+        image_embeds: torch.Tensor | None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
+        text_output: bool = False,
+        causal_text: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithCrossAttentions:
         """Let the queries read images under instructions.
 
         Args:
-            query_embeds: (uses, queries, hidden) learned query tokens, one copy per use of an image.
-            image_embeds: (images, patches, encoder_hidden) features of the unique images.
+            query_embeds: (uses, queries, hidden) learned query tokens, one copy per use of an image. None with
+                `text_output`: the text is read alone, as by a BERT.
+            image_embeds: (images, patches, encoder_hidden) features of the unique images; None without queries.
             input_ids: (uses, length) instruction tokens; None for a Q-Former without text (BLIP-2).
             attention_mask: (uses, length) 1 for real instruction tokens.
             image_index: (uses,) the image each use reads; None when use i reads image i.
+            text_output: also return the outputs of the text, behind those of the queries.
+            causal_text: no query sees the text, and a text token sees the queries and the text up to itself.
 
         Returns:
-            `last_hidden_state` (uses, queries, hidden); hidden states and attentions when asked for.
+            `last_hidden_state` (uses, queries, hidden), with `text_output` (uses, queries + length, hidden); hidden
+            states and attentions when asked for.
 
         Raises:
-            ValueError: the instruction is longer than the position table.
+            ValueError: the text is longer than the position table, or the attention implementation has no such mask.
         """
-        uses, num_queries = query_embeds.shape[:2]
+        num_queries = 0 if query_embeds is None else query_embeds.shape[1]
         if input_ids is not None:
             if input_ids.shape[1] > self.config.max_position_embeddings:
                 raise ValueError(
@@ -286,12 +296,31 @@ class InstructBLIPQFormerModel(PreTrainedModel):
         hidden = self.embeddings(query_embeds, input_ids, attention_mask)
         mask = None
         if attention_mask is not None and input_ids is not None:
-            query_mask = attention_mask.new_ones(uses, num_queries)
-            mask = create_bidirectional_mask(
-                config=self.config,
-                inputs_embeds=hidden,
-                attention_mask=torch.cat([query_mask, attention_mask], dim=1),
+            attention_mask = torch.cat(
+                [attention_mask.new_ones(len(attention_mask), num_queries), attention_mask], dim=1
             )
+            if causal_text:
+                mask = self._causal_mask(hidden, attention_mask, num_queries)
+            else:
+                mask = create_bidirectional_mask(
+                    config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
+                )
+        kwargs.update(attention_mask=mask, image_index=image_index, text_output=text_output)
         for layer in self.encoder.layer:
-            hidden = layer(hidden, image_embeds, num_queries, attention_mask=mask, image_index=image_index, **kwargs)
+            hidden = layer(hidden, image_embeds, num_queries, **kwargs)
         return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden)
+
+    def _causal_mask(self, hidden: torch.Tensor, attention_mask: torch.Tensor, num_queries: int):
+        """Everyone sees the queries; text also sees the real text up to itself."""
+        if "flash" in (self.config._attn_implementation or ""):
+            raise ValueError(
+                f"{self.config._attn_implementation} has no mask that is causal for text alone: load the model with "
+                'attn_implementation="sdpa"'
+            )
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=None,
+            or_mask_function=lambda batch, head, query, key: key < num_queries,
+        )
