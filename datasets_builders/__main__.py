@@ -1,4 +1,4 @@
-"""`instructblip-data`: what datasets there are, building them, publishing them."""
+"""`instructblip-data`: what datasets there are, building, publishing and looking at them."""
 
 import argparse
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 from huggingface_hub.errors import HfHubHTTPError
 
-from . import dataset_card, loading, publishing
+from . import dataset_card, loading, preview, publishing
 from .table import TABLE, DatasetSpec
 
 USE_ERRORS = 2  # exit status where the command cannot mean anything, as argparse has it; 1 where it fails
@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_building(command)
     command.set_defaults(run=_push)
+
+    command = commands.add_parser("preview", help="a page with pictures, instructions and responses, and statistics")
+    preview.add_arguments(command)
+    command.set_defaults(run=preview.run)
     return parser
 
 

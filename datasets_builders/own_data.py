@@ -23,10 +23,10 @@ from .schema import BuilderConfig, InstructionBuilder, Record
 from .table import TABLE
 
 KINDS_OF_SOURCES = """Expected one of
-  a JSON, JSON-lines or CSV file of records (.json, .jsonl, .csv, .tsv, also with .gz)
-  a folder with metadata.jsonl or metadata.csv beside its images, or with files named train, validation and test
-  a folder of Parquet files, a Parquet file, or a folder written by save_to_disk
-  a dataset on the Hub, as "owner/name"
+  a JSON, JSON-lines or CSV file of records (.json, .jsonl, .csv, .tsv, also with .gz);
+  a folder with metadata.jsonl or metadata.csv beside its images, or with files named train, validation and test;
+  a folder of Parquet files, a Parquet file, or a folder written by save_to_disk;
+  a dataset on the Hub, as "owner/name";
   a datasets.Dataset, DatasetDict or a stream of one"""
 
 

@@ -41,12 +41,12 @@ OTHER_NAMES = {
 }
 COUNTERPARTS = {"instruction": "question", "response": "answer", "question": "instruction", "answer": "response"}
 FORMS = """The forms that can be read, by their keys:
-  question and answer (or answers, or choices with label)
-  instruction and response, used as they are
-  caption, captions or text
-  conversations: [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}], as LLaVA has them
-  messages: [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]
-  texts: [{"user": ..., "assistant": ...}], as the_cauldron and FineVision have them
+  question and answer (or answers, or choices with label);
+  instruction and response, used as they are;
+  caption, captions or text;
+  conversations: [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}], as LLaVA has them;
+  messages: [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}];
+  texts: [{"user": ..., "assistant": ...}], as the_cauldron and FineVision have them;
 each with image or file_name (one), images (several), or neither for turns of text alone.
 Where yours have other names, say so: columns={"question": "your name for it"}."""
 SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1, "model": 1}

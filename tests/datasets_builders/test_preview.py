@@ -1,4 +1,3 @@
-import argparse
 import base64
 import html.parser
 import io
@@ -9,14 +8,13 @@ import pytest
 from PIL import Image
 
 from instructblip.datasets_builders import InstructionDataset, load
+from instructblip.datasets_builders.__main__ import main
 from instructblip.datasets_builders.mixture import InstructionMixture
 from instructblip.datasets_builders.preview import (
     Lengths,
-    add_arguments,
     describe_statistics,
     drawn,
     preview,
-    run,
     statistics,
     thumbnail,
 )
@@ -171,9 +169,7 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 
 
 def look(tmp_path, *arguments):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    run(parser.parse_args([*arguments, "--out", str(tmp_path / "page.html")]))
+    assert main(["preview", *arguments, "--out", str(tmp_path / "page.html")]) == 0
     return Tags((tmp_path / "page.html").read_text("utf-8")).text
 
 
@@ -194,10 +190,10 @@ def test_the_command_mixes_what_it_names(tmp_path, vqa_rad_folder, own_file, cap
     assert capsys.readouterr().out.endswith(f"wrote {tmp_path / 'page.html'}\n")
 
 
-def test_the_command_names_ones_own_data(tmp_path, own_file):
+def test_the_command_names_ones_own_data(tmp_path, own_file, capsys):
     assert look(tmp_path, f"called={own_file}").strip().startswith("called")
-    with pytest.raises(ValueError, match="give each a name of its own"):
-        look(tmp_path, str(own_file), str(own_file))
+    assert main(["preview", str(own_file), str(own_file)]) == 1
+    assert "give each a name of its own, NAME=PLACE" in capsys.readouterr().err
 
 
 def test_a_thumbnail_is_small():
