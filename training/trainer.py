@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from instructblip.modeling import InstructBLIPForConditionalGeneration
 from instructblip.processing import InstructBLIPCollator, InstructBLIPProcessor
 
 from .arguments import InstructBLIPTrainingArguments
+from .resumable_trainer import ResumableTrainer
 
 logger = logging.get_logger(__name__)
 
 
-class InstructBLIPTrainer(Trainer):
+class InstructBLIPTrainer(ResumableTrainer):
     """Train the Q-Former, its queries, the projection and the vision LayerNorm; everything else is frozen.
 
     - Precision: what trains is float32, whatever it was loaded in, as steps of 1e-5 vanish in bfloat16. With
@@ -35,7 +36,7 @@ class InstructBLIPTrainer(Trainer):
     Args:
         model: its backbones are frozen in place.
         args: default `InstructBLIPTrainingArguments("trainer_output")`.
-        data_collator: default `InstructBLIPCollator(processing_class)`.
+        data_collator: default `InstructBLIPCollator(processing_class, keep_ids=True)`; ids name samples in errors.
         train_dataset, eval_dataset: samples for the collator, `{"image", "instruction", "response"}`. One with
             `set_epoch` is told each epoch's number.
         processing_class: an `InstructBLIPProcessor`, saved beside the model.
@@ -66,7 +67,7 @@ class InstructBLIPTrainer(Trainer):
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("pass processing_class=, the model's processor, or a data_collator")
-            data_collator = InstructBLIPCollator(processing_class)
+            data_collator = InstructBLIPCollator(processing_class, keep_ids=True)
         model.freeze_backbones(language_model_dropout=args.language_model_dropout)
         set_precision(model, torch.bfloat16 if args.bf16 else None)
         with not_quantized(model):
