@@ -34,6 +34,7 @@ Each gives a field of a sample (`schema.SAMPLE_FEATURES`), `image_id`, or one of
 """
 
 import dataclasses
+import functools
 import re
 import string
 from collections.abc import Iterator, Mapping
@@ -259,7 +260,7 @@ def look_up(path: str, record: Any) -> Any:
             if int(name) >= len(value):
                 raise ValueError(f"column {path!r}: a list of {len(value)} has no item {name}")
             value = value[int(name)]
-        elif isinstance(value, Mapping) and name in value:
+        elif isinstance(value, dict) and name in value:
             value = value[name]
         else:
             raise ValueError(f"no column {path!r}: found {describe(value)}")
@@ -290,9 +291,15 @@ def _find(expression: dict[str, Any], record: Mapping[str, Any]) -> str | None:
     return expression.get("format", "{}").format(found[1])
 
 
+@functools.lru_cache(maxsize=256)
+def _pieces(text: str) -> tuple[tuple[str, str | None, str | None], ...]:
+    """(text, path after it, how to write it) of a format."""
+    return tuple(piece[:3] for piece in string.Formatter().parse(text))
+
+
 def _fill_in(text: str, record: Mapping[str, Any]) -> str:
     parts = []
-    for literal, path, spec, _ in string.Formatter().parse(text):
+    for literal, path, spec in _pieces(text):
         parts.append(literal)
         if path is None:
             continue
@@ -343,7 +350,7 @@ def _label(value: Any, choices: list[str]) -> int:
 def _history(value: Any) -> list[dict[str, str]]:
     turns = [] if value is None else value
     if not isinstance(turns, list) or not all(
-        isinstance(turn, Mapping) and turn.keys() == {"question", "answer"} for turn in turns
+        isinstance(turn, dict) and turn.keys() == {"question", "answer"} for turn in turns
     ):
         raise ValueError(f"'history' should be a list of question and answer, is {describe(value)}")
     return [{name: _text(f"history.{name}", turn[name]) for name in ("question", "answer")} for turn in turns]

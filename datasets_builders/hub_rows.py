@@ -215,6 +215,7 @@ class _Grouping:
     def __init__(self, reader: CopyReader, split: str, pictures: datasets.Dataset | None, positions: dict | None):
         self.reader, self.split, self.pictures, self.positions = reader, split, pictures, positions
         self.file = reader.copy.file(split)
+        self.needs_digest = "_image" in reader.copy.paths
         self.bad: list[BadRowError] = []
         self.seen: dict[str, int] = {}  # sample id: row
         self.groups: dict[str, int] = {}  # image_id: number, in the order of their first rows
@@ -252,7 +253,7 @@ class _Grouping:
                 raise BadRowError(self.file, row, f"image {key!r} is not in config {copy.image_rows.config}")
         if self.pictures is not None and not self.has_bytes[place]:
             raise BadRowError(self.file, row, "the image has no bytes")
-        if "_image" in copy.paths:
+        if self.needs_digest:
             special["_image"] = image_digest(self._bytes(place)[0])
         found = self.reader.samples(record, row, self.split, special)
         again = next((sample["id"] for _, sample in found if sample["id"] in self.seen), None)
@@ -336,17 +337,18 @@ class _StreamGrouping:
     def __call__(self, batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         name = "images" if "images" in self.reader.copy.columns else "image"
         rows: dict[str, list[Any]] = {name: [], "image_id": [], "samples": []}
+        needs_digest = "_image" in self.reader.copy.paths
         bad: list[BadRowError] = []
         for index, values in zip(indices, zip(*batch.values(), strict=True), strict=True):
             try:
-                self._add(dict(zip(batch, values, strict=True)), index + 1, name, rows)
+                self._add(dict(zip(batch, values, strict=True)), index + 1, name, rows, needs_digest)
             except BadRowError as error:
                 self.reader.bad(error, bad)
         for error in bad:
             logger.warning("left out: %s", error)
         return rows
 
-    def _add(self, record: dict[str, Any], row: int, name: str, rows: dict[str, list[Any]]) -> None:
+    def _add(self, record: dict[str, Any], row: int, name: str, rows: dict[str, list[Any]], needs_digest: bool) -> None:
         copy, reader = self.reader.copy, self.reader
         if not copy.belongs(record):
             return
@@ -357,7 +359,7 @@ class _StreamGrouping:
                     check_image(image["bytes"] or image["path"])
         except ValueError as error:
             raise BadRowError(copy.file(self.split), row, str(error)) from error
-        special = {"_image": image_digest(images[0]["bytes"])} if "_image" in copy.paths else {}
+        special = {"_image": image_digest(images[0]["bytes"])} if needs_digest else {}
         for image_id, sample in reader.samples(record, row, self.split, special):
             if not rows["image_id"] or rows["image_id"][-1] != image_id:
                 rows[name].append(images if name == "images" else images[0])
