@@ -29,6 +29,7 @@ from transformers.models.instructblip.configuration_instructblip import Instruct
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import resolve_revision
 
+from .adapters import adapter_of
 from .configuration_instruct_blip import InstructBLIPConfig
 from .lean_blocks import make_lean
 
@@ -155,8 +156,16 @@ class BackbonesMixin:
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """Load a full checkpoint, an official `Salesforce/instructblip-*` one, or a bridge-only release.
 
-        Arguments are transformers'. A `quantization_config` quantizes the language model only.
+        Arguments are transformers'. A `quantization_config` quantizes the language model only. What PEFT saved of a
+        model loads as that model with the adapters in it.
         """
+        adapter, pretrained_model_name_or_path = adapter_of(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            place = {key: kwargs.pop(key) for key in ("revision", "subfolder") if key in kwargs}
+            hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+            loaded = cls.from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            (loaded[0] if isinstance(loaded, tuple) else loaded).load_adapter(adapter, adapter_kwargs={**place, **hub})
+            return loaded
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         revision = kwargs.get("revision")
         if pretrained_model_name_or_path is None:
@@ -194,7 +203,6 @@ class BackbonesMixin:
             )
         place = {key: kwargs.pop(key) for key in ("revision", "subfolder") if key in kwargs}
         place["revision"] = place.get("revision")
-        kwargs.pop("adapter_kwargs", None)  # AutoModel's, with the release's revision, which no backbone has
         quantization = kwargs.pop("quantization_config", None)
         device_map = kwargs.pop("device_map", None)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
@@ -215,6 +223,11 @@ class BackbonesMixin:
         make_lean(language)
         model.vision_model, model.language_model = vision, language
         model.vision_layernorm.eps = eps
+        for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # where PEFT looks, to make adapters for such weights
+            if getattr(language, mark, False):
+                setattr(model, mark, True)
+        if release is not None:
+            model.name_or_path = config.name_or_path = release  # where PEFT looks, to name the model of its adapters
         bridge = cls.new_bridge(skeleton) if release is None else read_tensors(release, prefix="", **place, **hub)
         _load_bridge(model, bridge, vision, release)
         model.freeze_unread()
@@ -237,7 +250,7 @@ class BackbonesMixin:
     @property
     def known_backbones(self) -> dict[str, Any] | None:
         """Where the frozen parts came from, as a bridge-only release names it; None where that is not known."""
-        return self.config.backbones or getattr(self, "_loaded_from", None)
+        return None if self.language_model_changed else self.config.backbones or getattr(self, "_loaded_from", None)
 
     def bridge_state_dict(self) -> dict[str, torch.Tensor]:
         """The tensors that instruction tuning trains, by their names in the full state dict."""
@@ -247,7 +260,8 @@ class BackbonesMixin:
         """Save a full checkpoint, or with `bridge_only=True` the trained tensors and the names of the frozen parts.
 
         Raises:
-            ValueError: `bridge_only=True` and it is not known where the frozen backbones came from.
+            ValueError: `bridge_only=True` and it is not known where the frozen backbones came from, or the model has
+                adapters.
         """
         config = self.config
         if self._auto_class is not None:
@@ -261,6 +275,16 @@ class BackbonesMixin:
             super().save_pretrained(save_directory, **kwargs)
             return
         backbones = self.known_backbones
+        if self.has_adapters:
+            raise ValueError(
+                "a bridge release has no adapters: save them and the bridge with the PeftModel's save_pretrained, or "
+                "merge them first (merge_and_unload)"
+            )
+        if self.language_model_changed:
+            raise ValueError(
+                "adapters were merged into the language model, which a bridge release would leave behind: save the "
+                "whole model, without bridge_only=True"
+            )
         if backbones is None:
             raise ValueError(
                 "bridge_only=True needs to know where the frozen backbones are: build the model with from_backbones() "

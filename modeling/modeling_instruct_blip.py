@@ -23,9 +23,11 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .adapters import AdaptersMixin, QueryTokens
 from .backbones import BackbonesMixin
 from .configuration_instruct_blip import InstructBLIPConfig
 from .generation_instruct_blip import GenerationAndRankingMixin
+from .headless import Headless
 from .image_uses import check_placeholders, find_uses
 from .lean_blocks import make_lean
 from .modeling_qformer import InstructBLIPQFormerModel
@@ -37,6 +39,7 @@ from .packing import (
     next_labels,
     pack_rows,
     positions_from_mask,
+    takes_position_ids,
 )
 
 logger = logging.get_logger(__name__)
@@ -135,7 +138,7 @@ class InstructBLIPVisionModel(InstructBlipVisionModel):
 
 
 class InstructBLIPForConditionalGeneration(
-    BackbonesMixin, GenerationAndRankingMixin, InstructBLIPPreTrainedModel, GenerationMixin
+    AdaptersMixin, BackbonesMixin, GenerationAndRankingMixin, InstructBLIPPreTrainedModel, GenerationMixin
 ):
     """The whole generative model; its state dict has the keys of `Salesforce/instructblip-*`."""
 
@@ -152,6 +155,7 @@ class InstructBLIPForConditionalGeneration(
         if config.post_layernorm_eps is not None:
             self.vision_layernorm.eps = config.post_layernorm_eps
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.qformer_config.hidden_size))
+        self.queries = QueryTokens(self)
         self.qformer = InstructBLIPQFormerModel._from_config(config.qformer_config)
         self.language_projection = nn.Linear(config.qformer_config.hidden_size, config.text_config.hidden_size)
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -168,6 +172,16 @@ class InstructBLIPForConditionalGeneration(
         if isinstance(self.vision_model, InstructBLIPVisionModel):
             return self.vision_model.post_layernorm
         return self.ln_vision
+
+    @property
+    def norm_name(self) -> str:
+        """Name of `vision_layernorm`; a `post_layernorm` of other towers than the EVA one is frozen with them."""
+        return "vision_model.post_layernorm" if _is_eva(self.vision_model) else "ln_vision"
+
+    @property
+    def base_model(self) -> Headless:
+        """The model up to its language model's last hidden state, for TRL's trainers."""
+        return Headless(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -191,10 +205,8 @@ class InstructBLIPForConditionalGeneration(
 
     def named_bridge_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that instruction tuning trains: queries, Q-Former, projection and the vision LayerNorm."""
-        # Towers other than the EVA one have a `post_layernorm` of their own, which is frozen with them.
-        norm = "vision_model.post_layernorm" if _is_eva(self.vision_model) else "ln_vision"
         for name, parameter in self.named_parameters():
-            if any(name == part or name.startswith(part + ".") for part in (*self.bridge_modules, norm)):
+            if any(name == part or name.startswith(part + ".") for part in (*self.bridge_modules, self.norm_name)):
                 yield name, parameter
 
     def freeze_unread(self) -> None:
@@ -213,6 +225,10 @@ class InstructBLIPForConditionalGeneration(
         for _, parameter in self.named_bridge_parameters():
             parameter.requires_grad_(True)
         self.freeze_unread()
+        self.keep_in_eval(language_model_dropout)
+
+    def keep_in_eval(self, language_model_dropout: bool = True) -> None:
+        """Keep the vision tower, and without `language_model_dropout` the language model, in eval mode from now on."""
         self._modules_in_eval = (
             [self.vision_model] if language_model_dropout else [self.vision_model, self.language_model]
         )
@@ -222,6 +238,9 @@ class InstructBLIPForConditionalGeneration(
         super().train(mode)
         for module in getattr(self, "_modules_in_eval", []):
             module.eval()
+            for adapted in module.modules():
+                if hasattr(adapted, "lora_dropout"):
+                    adapted.lora_dropout.train(mode)
         return self
 
     # ---- images
@@ -309,7 +328,7 @@ class InstructBLIPForConditionalGeneration(
             if use_rows is not None:
                 text = {key: None if value is None else value[use_rows] for key, value in text.items()}
         queries = self.qformer(
-            query_embeds=self.query_tokens.expand(num_uses, -1, -1).to(image_states.device),
+            self.queries(self.query_tokens).expand(num_uses, -1, -1).to(image_states.device),
             image_embeds=image_states,
             image_index=use_images,
             **text,
@@ -534,7 +553,7 @@ class InstructBLIPForConditionalGeneration(
         if labels is not None:
             labels = next_labels(labels, mask.to(labels.device))
             kwargs.setdefault("use_cache", False)
-        if "position_ids" not in kwargs and _takes_position_ids(self.language_model):
+        if "position_ids" not in kwargs and takes_position_ids(self.language_model):
             counted = mask if full_mask is None else full_mask
             kwargs["position_ids"] = positions_from_mask(counted)[:, -embeds.shape[1] :]
         with logits_at(self.language_model, labels != -100 if skip_logits else None):
@@ -584,12 +603,6 @@ class InstructBLIPForConditionalGeneration(
 
 def _is_eva(tower: nn.Module) -> bool:
     return isinstance(tower, InstructBLIPVisionModel)
-
-
-def _takes_position_ids(language_model: nn.Module) -> bool:
-    if hasattr(language_model, "get_base_model"):  # PEFT's wrapper takes anything
-        language_model = language_model.get_base_model()
-    return "position_ids" in inspect.signature(language_model.forward).parameters
 
 
 def _move(tensor: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ def has_plain_attention(language_model: nn.Module) -> bool:
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and getattr(config, "sliding_window", None) is None
     )
+
+
+def takes_position_ids(language_model: nn.Module) -> bool:
+    """Whether positions can be given to a language model; T5, for one, has none."""
+    if hasattr(language_model, "get_base_model"):  # PEFT's wrapper takes anything
+        language_model = language_model.get_base_model()
+    return "position_ids" in inspect.signature(language_model.forward).parameters
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -30,11 +31,12 @@ class InstructBLIPTrainer(ResumableTrainer):
       `args.bf16` (the default on GPUs that can) the frozen weights become bfloat16 and training runs under autocast;
       without, they stay in the precision they came in. Quantized weights stay as they are.
     - Loss: with gradient accumulation it is the mean over all answer tokens of a step, as if it were one batch.
+    - Adapters: of a `PeftModel` around the model, whatever its config says trains, and is saved as PEFT saves it.
     - Checkpoints hold the bridge, optimizer, scheduler and RNG states. `save_model` writes a bridge-only release where
       it is known which backbones the model was built from, else the whole model; `model.save_pretrained` writes either.
 
     Args:
-        model: its backbones are frozen in place.
+        model: its backbones are frozen in place. Or a `PeftModel` around it (docs/adapters.md).
         args: default `InstructBLIPTrainingArguments("trainer_output")`.
         data_collator: default `InstructBLIPCollator(processing_class, keep_ids=True)`; ids name samples in errors.
         train_dataset, eval_dataset: samples for the collator, `{"image", "instruction", "response"}`. One with
@@ -44,12 +46,13 @@ class InstructBLIPTrainer(ResumableTrainer):
 
     Raises:
         TypeError: `model` is no InstructBLIP model.
-        ValueError: neither a processor nor a collator was passed, or processor and model do not belong together.
+        ValueError: neither a processor nor a collator was passed, processor and model do not belong together, or
+            adapters were put inside the model instead of around it.
     """
 
     def __init__(
         self,
-        model: InstructBLIPForConditionalGeneration,
+        model: InstructBLIPForConditionalGeneration | PeftModel,
         args: InstructBLIPTrainingArguments | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
         train_dataset: Any = None,
@@ -57,20 +60,30 @@ class InstructBLIPTrainer(ResumableTrainer):
         processing_class: InstructBLIPProcessor | None = None,
         **kwargs: Any,
     ):
-        if not isinstance(model, InstructBLIPForConditionalGeneration):
-            raise TypeError(f"InstructBLIPTrainer trains an InstructBLIP model, not a {type(model).__name__}")
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        if not isinstance(base, InstructBLIPForConditionalGeneration):
+            raise TypeError(f"InstructBLIPTrainer trains an InstructBLIP model, not a {type(base).__name__}")
         if args is None:
             args = InstructBLIPTrainingArguments("trainer_output")
         if processing_class is not None:
-            processing_class.check_compatible(model.config)
+            processing_class.check_compatible(base.config)
         self._save_whole_model = False
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("pass processing_class=, the model's processor, or a data_collator")
             data_collator = InstructBLIPCollator(processing_class, keep_ids=True)
-        model.freeze_backbones(language_model_dropout=args.language_model_dropout)
-        set_precision(model, torch.bfloat16 if args.bf16 else None)
-        with not_quantized(model):
+        if base is model:
+            if base.has_adapters:
+                raise ValueError(
+                    "the model has adapters inside it, which would neither train nor be saved: put them around it with "
+                    "get_peft_model(model, config) or PeftModel.from_pretrained(model, folder, is_trainable=True)"
+                )
+            base.freeze_backbones(language_model_dropout=args.language_model_dropout)
+        else:  # PEFT has frozen what its config does not train
+            base.freeze_unread()
+            base.keep_in_eval(language_model_dropout=args.language_model_dropout)
+        set_precision(base, torch.bfloat16 if args.bf16 else None)
+        with not_quantized(base):
             super().__init__(
                 model=model,
                 args=args,
@@ -114,7 +127,7 @@ class InstructBLIPTrainer(ResumableTrainer):
         return bool(model.known_backbones)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if self._save_whole_model:
+        if self._save_whole_model or isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
             super()._save(output_dir, state_dict)
             return
         if not self.args.should_save:
@@ -165,12 +178,12 @@ class TellEpoch(TrainerCallback):
 
 
 def set_precision(model: InstructBLIPForConditionalGeneration, frozen_dtype: torch.dtype | None) -> None:
-    """Make the bridge float32 and, unless `frozen_dtype` is None, the backbones `frozen_dtype`.
+    """Make bridge and adapters float32 and, unless `frozen_dtype` is None, the backbones `frozen_dtype`.
 
     Buffers and quantized weights keep their type.
     """
     bridge = {id(parameter) for _, parameter in model.named_bridge_parameters()}
     for parameter in model.parameters():
-        dtype = torch.float32 if id(parameter) in bridge else frozen_dtype
+        dtype = torch.float32 if parameter.requires_grad or id(parameter) in bridge else frozen_dtype
         if dtype is not None and parameter.dtype in (torch.float32, torch.bfloat16, torch.float16):
             parameter.data = parameter.data.to(dtype)
