@@ -16,6 +16,12 @@ class OwnFormat(InstructionFormat):
 
     by_task: Mapping[str, InstructionFormat] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # `dataclasses.replace` of what is common to all, as publishing does it, reaches each of them
+        common = {"seed": self.seed, "answer_policy": self.answer_policy, "lowercase_answers": self.lowercase_answers}
+        by_task = {task: dataclasses.replace(made, **common) for task, made in self.by_task.items()}
+        object.__setattr__(self, "by_task", by_task)
+
     def answers(self, sample: Mapping[str, Any]) -> list[str]:
         return self._format(sample).answers(sample)
 

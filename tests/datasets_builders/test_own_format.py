@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import pytest
@@ -59,6 +60,11 @@ def test_all_answers_and_styles_are_passed_on():
         ("mine/vqa#0", "What is it?", "a dog"),
         ("mine/vqa#1", "What is it?", "a cat"),
     ]
+
+
+def test_a_format_with_another_policy_has_it_for_every_task():
+    made = dataclasses.replace(own_format("mine", answer_policy="all"), answer_policy="sampled")
+    assert [item["id"] for item in made.items(ROW)] == [sample["id"] for sample in ROW["samples"]]
 
 
 def test_rows_of_another_origin_are_refused():
