@@ -64,6 +64,7 @@ class PublishedConfig:
     style: str
     answer_policy: str
     seed: int
+    made_with: str  # version of this package, whose templates these are
     licence: str  # of data that is not in the table
     splits: Mapping[str, PublishedSplit]
 
@@ -131,7 +132,8 @@ def _metadata(
     repo_id: str, configs: list[PublishedConfig], present: dict[str, Any], dropped: Iterable[str]
 ) -> DatasetCardData:
     names = {config.name for config in configs} | set(dropped)
-    kept = {key: value for key, value in present.items() if key not in ("configs", "dataset_info")}
+    made = ("configs", "dataset_info", "license", "license_name", "license_link")
+    kept = {key: value for key, value in present.items() if key not in made}
     for key in ("configs", "dataset_info"):  # of other configs, which were pushed by other means
         entries = present.get(key) or []
         entries = entries if isinstance(entries, list) else [entries]
@@ -272,12 +274,15 @@ def _rendering(configs: list[PublishedConfig]) -> str:
     about = {
         "most_frequent": "the answer given most often",
         "sampled": "one of the answers, drawn; frequent ones come often",
-        "all": "every answer",
     }
-    rows = [
-        (f"`{each.name}`", each.task, each.style, about.get(each.answer_policy, each.answer_policy), each.seed)
-        for each in configs
-    ]
+    rows = []
+    for each in configs:
+        response = (
+            "the question; the answer is in the instruction"
+            if each.task == "vqg"
+            else about.get(each.answer_policy, "?")
+        )
+        rows.append((f"`{each.name}`", f"{each.task}, instructblip {each.made_with}", each.style, response, each.seed))
     return (
         "One draw, the same whenever it is made again: it depends on the seed and the sample's id. To draw anew, make "
         "instructions from `samples`.\n\n" + _table(["config", "templates", "style", "response", "seed"], rows)
@@ -291,8 +296,9 @@ def _weights(configs: list[PublishedConfig]) -> str:
     weights = paper_probabilities(names)
     rows = [(f"`{name}`", f"{TABLE[name].sampling_size:,}", f"{weight:.3f}") for name, weight in weights.items()]
     return (
-        "Of the configs that the paper trains on: the square root of the number of training examples, over the sum of "
-        "all here.\n\n" + _table(["config", "training examples", "probability"], rows)
+        "Of the configs that the paper trains on: the square root of the number of training examples, times the "
+        "config's factor where it has one, over the sum of all here.\n\n"
+        + _table(["config", "training examples", "probability"], rows)
     )
 
 

@@ -14,6 +14,7 @@ import random
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,7 @@ class _Config:
             style=self.format.style,
             answer_policy=self.format.answer_policy,
             seed=self.format.seed,
+            made_with=version("instructblip"),
             licence=first.info.license or "",
             splits={split: _summary(done) for split, done in shards.items()},
         )
