@@ -61,15 +61,8 @@ def describe_backbones(
     Either id may be a whole vision-language checkpoint: its tower or its language model is taken out of it.
     """
     hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if key in kwargs}
-    vision_commit, llm_commit = commit_of(vision_id, vision_revision, **hub), commit_of(llm_id, llm_revision, **hub)
-    vision_config = AutoConfig.from_pretrained(vision_id, revision=vision_commit, **hub)
-    vision: dict[str, Any] = {"repo": str(vision_id), "revision": vision_commit}
-    if getattr(vision_config, "vision_config", None) is not None:
-        vision_config = vision_config.vision_config
-        if vision_config.model_type in EVA_TOWERS:
-            vision["prefix"] = "vision_model."
-    if vision_config.model_type in EVA_TOWERS:
-        vision_config = InstructBlipVisionConfig(**{**vision_config.to_dict(), "model_type": EVA_TOWERS[0]})
+    vision_config, vision = describe_vision(vision_id, vision_revision, **hub)
+    llm_commit = commit_of(llm_id, llm_revision, **hub)
     text_config = AutoConfig.from_pretrained(llm_id, revision=llm_commit, **hub)
     language: dict[str, Any] = {"repo": str(llm_id), "revision": llm_commit}
     if getattr(text_config, "qformer_config", None) is not None:
@@ -84,6 +77,22 @@ def describe_backbones(
         backbones={"vision": vision, "language": language},
         **kwargs,
     )
+
+
+def describe_vision(
+    vision_id: str, vision_revision: str | None = None, **hub: Any
+) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """The config of a tower, or of the tower in a vision-language checkpoint, and its entry for `backbones`."""
+    commit = commit_of(vision_id, vision_revision, **hub)
+    config = AutoConfig.from_pretrained(vision_id, revision=commit, **hub)
+    where: dict[str, Any] = {"repo": str(vision_id), "revision": commit}
+    if getattr(config, "vision_config", None) is not None:
+        config = config.vision_config
+        if config.model_type in EVA_TOWERS:
+            where["prefix"] = "vision_model."
+    if config.model_type in EVA_TOWERS:
+        config = InstructBlipVisionConfig(**{**config.to_dict(), "model_type": EVA_TOWERS[0]})
+    return config, where
 
 
 def read_tensors(
@@ -127,6 +136,8 @@ def load_backbone(where: dict[str, Any], config: PreTrainedConfig, auto_class: t
 
 class BackbonesMixin:
     """`from_backbones`, and loading and saving of bridge-only releases, for the model class."""
+
+    frozen_parts = ("vision", "language")  # what a bridge-only release of this class names
 
     @classmethod
     def from_backbones(
@@ -188,19 +199,16 @@ class BackbonesMixin:
         model.freeze_unread()  # loading forgets what was frozen
         if kwargs.get("subfolder") is None:
             place = {"repo": str(pretrained_model_name_or_path), "revision": commit}
-            model._loaded_from = {
-                "vision": {**place, "prefix": "vision_model."},
-                "language": {**place, "prefix": "language_model."},
-            }
+            model._loaded_from = {part: {**place, "prefix": f"{part}_model."} for part in cls.frozen_parts}
         return loaded
 
     @classmethod
     def _assemble(cls, config: InstructBLIPConfig, release: str | None, **kwargs: Any):
         """Backbones from where `config.backbones` says, and the bridge of `release`, or a new one."""
-        if not config.backbones or set(config.backbones) != {"vision", "language"}:
-            raise ValueError(
-                f"a bridge-only config must name its `vision` and `language` backbones, not {config.backbones}"
-            )
+        named = set(config.backbones or ())
+        if not set(cls.frozen_parts) <= named <= {"vision", "language"}:
+            parts = " and ".join(f"`{part}`" for part in cls.frozen_parts)
+            raise ValueError(f"a bridge-only config must name its {parts} backbones, not {config.backbones}")
         place = {key: kwargs.pop(key) for key in ("revision", "subfolder") if key in kwargs}
         place["revision"] = place.get("revision")
         quantization = kwargs.pop("quantization_config", None)
@@ -216,13 +224,16 @@ class BackbonesMixin:
         tower_class = type(model.vision_model) if config.vision_config.model_type in EVA_TOWERS else AutoModel
         text_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         vision = load_backbone(config.backbones["vision"], skeleton.vision_config, tower_class, **kwargs)
-        language = load_backbone(config.backbones["language"], skeleton.text_config, text_class, **text_kwargs)
-        if device_map is not None:
-            vision.to(next(language.parameters()).device)
         eps = model.vision_layernorm.eps
-        make_lean(language)
-        model.vision_model, model.language_model = vision, language
+        model.vision_model = vision
         model.vision_layernorm.eps = eps
+        language = None
+        if "language" in cls.frozen_parts:
+            language = load_backbone(config.backbones["language"], skeleton.text_config, text_class, **text_kwargs)
+            if device_map is not None:
+                vision.to(next(language.parameters()).device)
+            make_lean(language)
+            model.language_model = language
         for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # where PEFT looks, to make adapters for such weights
             if getattr(language, mark, False):
                 setattr(model, mark, True)
@@ -231,7 +242,8 @@ class BackbonesMixin:
         bridge = cls.new_bridge(skeleton) if release is None else read_tensors(release, prefix="", **place, **hub)
         _load_bridge(model, bridge, vision, release)
         model.freeze_unread()
-        model.generation_config = _generation_config(model, release, place, hub)
+        if language is not None:
+            model.generation_config = _generation_config(model, release, place, hub)
         return model.eval()
 
     @classmethod

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import (
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     GenerationMixin,
@@ -18,10 +15,8 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
-from transformers.models.instructblip.modeling_instructblip import InstructBlipVisionEmbeddings, InstructBlipVisionModel
+from transformers.models.instructblip.modeling_instructblip import InstructBlipVisionEmbeddings
 from transformers.utils import ModelOutput, logging
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .adapters import AdaptersMixin, QueryTokens
 from .backbones import BackbonesMixin
@@ -41,6 +36,7 @@ from .packing import (
     positions_from_mask,
     takes_position_ids,
 )
+from .vision_tower import VisionTowerMixin
 
 logger = logging.get_logger(__name__)
 
@@ -123,22 +119,13 @@ class InstructBLIPPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.class_embedding, mean=0.0, std=self.config.initializer_range)
 
 
-class InstructBLIPVisionModel(InstructBlipVisionModel):
-    """transformers' EVA ViT-g, returning its features before the last LayerNorm.
-
-    That LayerNorm (LAVIS' `ln_vision`) trains while the tower is frozen, so it belongs to the bridge; it keeps its
-    place in the state dict.
-    """
-
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs) -> BaseModelOutput:
-        hidden = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        return self.encoder(inputs_embeds=hidden, **kwargs)
-
-
 class InstructBLIPForConditionalGeneration(
-    AdaptersMixin, BackbonesMixin, GenerationAndRankingMixin, InstructBLIPPreTrainedModel, GenerationMixin
+    AdaptersMixin,
+    VisionTowerMixin,
+    BackbonesMixin,
+    GenerationAndRankingMixin,
+    InstructBLIPPreTrainedModel,
+    GenerationMixin,
 ):
     """The whole generative model; its state dict has the keys of `Salesforce/instructblip-*`."""
 
@@ -147,13 +134,7 @@ class InstructBLIPForConditionalGeneration(
 
     def __init__(self, config: InstructBLIPConfig):
         super().__init__(config)
-        if config.vision_config.model_type == "instructblip_vision_model":
-            self.vision_model = InstructBLIPVisionModel._from_config(config.vision_config)
-        else:
-            self.vision_model = AutoModel.from_config(config.vision_config)
-            self.ln_vision = nn.LayerNorm(config.vision_config.hidden_size)
-        if config.post_layernorm_eps is not None:
-            self.vision_layernorm.eps = config.post_layernorm_eps
+        self.build_vision_tower(config)
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.qformer_config.hidden_size))
         self.queries = QueryTokens(self)
         self.qformer = InstructBLIPQFormerModel._from_config(config.qformer_config)
@@ -165,18 +146,6 @@ class InstructBLIPForConditionalGeneration(
         self.freeze_unread()
 
     # ---- parts
-
-    @property
-    def vision_layernorm(self) -> nn.LayerNorm:
-        """The trained LayerNorm between the frozen tower and the Q-Former."""
-        if isinstance(self.vision_model, InstructBLIPVisionModel):
-            return self.vision_model.post_layernorm
-        return self.ln_vision
-
-    @property
-    def norm_name(self) -> str:
-        """Name of `vision_layernorm`; a `post_layernorm` of other towers than the EVA one is frozen with them."""
-        return "vision_model.post_layernorm" if _is_eva(self.vision_model) else "ln_vision"
 
     @property
     def base_model(self) -> Headless:
@@ -202,12 +171,6 @@ class InstructBLIPForConditionalGeneration(
 
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
-
-    def named_bridge_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters that instruction tuning trains: queries, Q-Former, projection and the vision LayerNorm."""
-        for name, parameter in self.named_parameters():
-            if any(name == part or name.startswith(part + ".") for part in (*self.bridge_modules, self.norm_name)):
-                yield name, parameter
 
     def freeze_unread(self) -> None:
         """Freeze Q-Former parameters that no output depends on, whose gradients DistributedDataParallel would await."""
@@ -244,35 +207,6 @@ class InstructBLIPForConditionalGeneration(
         return self
 
     # ---- images
-
-    def encode_images(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutput:
-        """Run the vision tower up to its trained LayerNorm; the result can be stored and passed as `image_embeds`.
-
-        Args:
-            pixel_values: (images, 3, height, width). A size other than the tower's interpolates its positions.
-
-        Returns:
-            `last_hidden_state` (images, patches, vision_hidden), without gradient where the tower is frozen.
-
-        Raises:
-            ValueError: the tower cannot take this image size.
-        """
-        tower = self.vision_model
-        outside = "post_layernorm" if _is_eva(tower) else "ln_vision"  # a trained LayerNorm is not the tower's
-        frozen = not any(p.requires_grad for n, p in tower.named_parameters() if not n.startswith(outside))
-        pixel_values = _move(pixel_values, next(tower.parameters())).to(tower.dtype)
-        size = self.config.vision_config.image_size
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        other_size = tuple(pixel_values.shape[-2:]) != size
-        if other_size and (_is_eva(tower) or "interpolate_pos_encoding" in inspect.signature(tower.forward).parameters):
-            kwargs["interpolate_pos_encoding"] = True
-        elif other_size and not _resizes_itself(tower):
-            raise ValueError(
-                f"images of {tuple(pixel_values.shape[-2:])} pixels for a {type(tower).__name__} of {size}: "
-                "resize them (the processor does)"
-            )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            return tower(pixel_values=pixel_values, **kwargs)
 
     def get_image_features(
         self,
@@ -316,8 +250,7 @@ class InstructBLIPForConditionalGeneration(
         vision = BaseModelOutput(last_hidden_state=image_embeds)
         if image_embeds is None:
             vision = self.encode_images(pixel_values, **asked)
-        norm = self.vision_layernorm
-        image_states = norm(_move(vision.last_hidden_state, norm.weight).to(norm.weight.dtype))
+        image_states = self.normed_images(vision.last_hidden_state)
 
         use_rows, use_images = find_uses(image_index, len(image_states), qformer_input_ids)
         num_uses = len(image_states) if use_images is None else len(use_images)
@@ -599,19 +532,6 @@ class InstructBLIPForConditionalGeneration(
             raise ValueError("the language model's config has no decoder_start_token_id: set it (0 for T5)")
         ids = torch.cat([labels.new_full((len(labels), 1), start), labels[:, :-1]], dim=1)
         return ids.masked_fill(ids == -100, config.pad_token_id or 0)
-
-
-def _is_eva(tower: nn.Module) -> bool:
-    return isinstance(tower, InstructBLIPVisionModel)
-
-
-def _move(tensor: torch.Tensor, weight: nn.Parameter) -> torch.Tensor:
-    """To the weight's device, unless that is offloaded (on the meta device), where accelerate moves inputs."""
-    return tensor if weight.is_meta else tensor.to(weight.device)
-
-
-def _resizes_itself(tower: nn.Module) -> bool:
-    return tower.config.model_type.startswith("dinov2")  # interpolates its positions whatever the size
 
 
 def _cross_entropy(
