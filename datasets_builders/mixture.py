@@ -131,25 +131,25 @@ class MixtureOrder:
         return generator.multinomial(self.length, self.probabilities)
 
     def start_epoch(self, epoch: int) -> None:
-        """Compute the sources of an epoch."""
+        """Compute `sources` of an epoch: (places,) which source stands at each."""
         if epoch == self.epoch:
             return
         counts = self._counts(epoch)
         self._before = sum((self._counts(earlier) for earlier in range(epoch)), np.zeros_like(counts))
         # A shuffled list with drawn counts is what independent draws give, and the counts need no list.
         numbers = np.arange(len(counts), dtype=np.uint8 if len(counts) <= 256 else np.uint16)
-        self._sources = np.repeat(numbers, counts)
-        np.random.default_rng([PLACES, self.seed, epoch]).shuffle(self._sources)
-        blocks = (self._sources[start : start + BLOCK] for start in range(0, self.length, BLOCK))
+        self.sources = np.repeat(numbers, counts)
+        np.random.default_rng([PLACES, self.seed, epoch]).shuffle(self.sources)
+        blocks = (self.sources[start : start + BLOCK] for start in range(0, self.length, BLOCK))
         in_block = np.stack([np.bincount(block, minlength=len(counts)) for block in blocks])
         self._before_block = np.cumsum(in_block, axis=0) - in_block  # (block, source)
         self.epoch = epoch
 
     def locate(self, place: int) -> tuple[int, int, int]:
         """(source, item, pass) at a place of the epoch that was started last."""
-        source = int(self._sources[place])
+        source = int(self.sources[place])
         block = place // BLOCK
-        in_block = int(np.count_nonzero(self._sources[block * BLOCK : place] == source))
+        in_block = int(np.count_nonzero(self.sources[block * BLOCK : place] == source))
         drawn = int(self._before[source]) + int(self._before_block[block, source]) + in_block
         number, position = divmod(drawn, self.sizes[source])
         return source, self.item(source, number, position), number
@@ -245,6 +245,11 @@ class InstructionMixture(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Draw another order, in all workers; sources go on where the epoch before stopped."""
         self._epoch[0] = epoch
+
+    def sources(self) -> np.ndarray:
+        """Which of `names`, by number, stands at each place of the epoch: (places,)"""
+        self.order.start_epoch(self.epoch)
+        return self.order.sources
 
     def locate(self, index: int) -> tuple[str, int, int]:
         """(name, item, pass) at a place of the epoch.

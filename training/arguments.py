@@ -31,6 +31,14 @@ class InstructBLIPTrainingArguments(TrainingArguments):
     language_model_dropout: bool = field(
         default=True, metadata={"help": "Keep dropout on inside the frozen language model while training (LAVIS)."}
     )
+    homogeneous_batches: bool = field(
+        default=False, metadata={"help": "Each batch of a process is of one dataset of the mixture (LAVIS)."}
+    )
+    predict_with_generate: bool = field(
+        default=False, metadata={"help": "Generate answers in evaluations, for `scorer` or `compute_metrics`."}
+    )
+    generation_max_new_tokens: int = field(default=32, metadata={"help": "Longest answer generated in evaluations."})
+    generation_num_beams: int = field(default=1, metadata={"help": "Beams of answers generated in evaluations."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "The collator needs columns that the model does not."}

@@ -19,12 +19,13 @@ from instructblip.modeling import InstructBLIPForConditionalGeneration
 from instructblip.processing import InstructBLIPCollator, InstructBLIPProcessor
 
 from .arguments import InstructBLIPTrainingArguments
+from .evaluation import EvaluationMixin
 from .resumable_trainer import ResumableTrainer
 
 logger = logging.get_logger(__name__)
 
 
-class InstructBLIPTrainer(ResumableTrainer):
+class InstructBLIPTrainer(EvaluationMixin, ResumableTrainer):
     """Train the Q-Former, its queries, the projection and the vision LayerNorm; everything else is frozen.
 
     - Precision: what trains is float32, whatever it was loaded in, as steps of 1e-5 vanish in bfloat16. With
@@ -34,6 +35,7 @@ class InstructBLIPTrainer(ResumableTrainer):
     - Adapters: of a `PeftModel` around the model, whatever its config says trains, and is saved as PEFT saves it.
     - Checkpoints hold the bridge, optimizer, scheduler and RNG states. `save_model` writes a bridge-only release where
       it is known which backbones the model was built from, else the whole model; `model.save_pretrained` writes either.
+    - Reports: loss and token accuracy of each dataset, and scores of generated answers; see [`EvaluationMixin`].
 
     Args:
         model: its backbones are frozen in place. Or a `PeftModel` around it (docs/adapters.md).
@@ -42,7 +44,8 @@ class InstructBLIPTrainer(ResumableTrainer):
         train_dataset, eval_dataset: samples for the collator, `{"image", "instruction", "response"}`. One with
             `set_epoch` is told each epoch's number.
         processing_class: an `InstructBLIPProcessor`, saved beside the model.
-        kwargs: what transformers' Trainer takes besides: `compute_metrics`, `callbacks`, ...
+        kwargs: `scorer` of [`EvaluationMixin`], and what transformers' Trainer takes besides: `compute_metrics`,
+            `callbacks`, ...
 
     Raises:
         TypeError: `model` is no InstructBLIP model.
