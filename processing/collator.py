@@ -18,7 +18,7 @@ class InstructBLIPCollator:
     A sample is a dict with
     - one of `image` (anything that the processor opens, or None for text only), `images` (a list, in reading order) or
       `image_embeds` (one (patches, hidden) tensor, or a list of them, from `model.encode_images`);
-    - `instruction` and `response`;
+    - `instruction` and `response`, or `prompt` and `completion` as in TRL's data: strings or messages;
     - optionally `history` (earlier rounds `{"question", "answer"}`, put in front of the instruction), `image_id` (or
       `image_ids`, one per image: samples with the same id share one image), `id` and `dataset`.
 
@@ -56,9 +56,9 @@ class InstructBLIPCollator:
             ValueError: a sample lacks a key or holds something else than it promises, an image cannot be read, or some
                 samples have images and others embeddings. The message names the sample.
         """
-        names = [_name(row, feature) for row, feature in enumerate(features)]
-        instructions = [_text(feature, "instruction", name) for feature, name in zip(features, names, strict=True)]
-        responses = [_text(feature, "response", name) for feature, name in zip(features, names, strict=True)]
+        names = [sample_name(row, feature) for row, feature in enumerate(features)]
+        instructions = [self._instruction(feature, name) for feature, name in zip(features, names, strict=True)]
+        responses = [_response(feature, name) for feature, name in zip(features, names, strict=True)]
         prompts = [
             join_history(_history(feature, name), instruction)
             for feature, instruction, name in zip(features, instructions, names, strict=True)
@@ -75,6 +75,12 @@ class InstructBLIPCollator:
             batch["id"] = [feature.get("id") for feature in features]
             batch["dataset"] = [feature.get("dataset") for feature in features]
         return batch
+
+    def _instruction(self, feature: dict[str, Any], name: str) -> str:
+        key = "instruction" if "instruction" in feature or "prompt" not in feature else "prompt"
+        if _is_conversation(feature.get(key)):
+            return self.processor.apply_chat_template(feature[key], add_generation_prompt=True, tokenize=False)
+        return _text(feature, key, name)
 
     def _images(self, features: Sequence[dict[str, Any]], names: list[str]) -> dict[str, Any]:
         """One list of opened images (or embeddings) per sample; samples that share one hold the same object."""
@@ -94,9 +100,27 @@ class InstructBLIPCollator:
         return {"image_embeds" if "image_embeds" in kinds else "images": rows}
 
 
-def _name(row: int, feature: dict[str, Any]) -> str:
+def sample_name(row: int, feature: dict[str, Any]) -> str:
+    """How messages call a sample."""
     identity = f" (id {feature['id']!r})" if feature.get("id") is not None else ""
     return f"sample {row}{identity}"
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages."""
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(turn, dict) for turn in value)
+
+
+def _response(feature: dict[str, Any], name: str) -> str:
+    key = "response" if "response" in feature or "completion" not in feature else "completion"
+    if not _is_conversation(feature.get(key)):
+        return _text(feature, key, name)
+    if len(feature[key]) > 1:
+        raise ValueError(f"{name}: '{key}' has {len(feature[key])} messages, one answer was expected")
+    content = feature[key][0].get("content")
+    if isinstance(content, list):
+        content = "".join(block.get("text") or "" for block in content)
+    return _text({key: content}, key, name)
 
 
 def _text(feature: dict[str, Any], key: str, name: str) -> str:

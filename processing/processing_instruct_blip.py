@@ -189,6 +189,11 @@ class InstructBLIPProcessor(ProcessorMixin):
             return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
         prompts, pixels, embeds = self._prompts(_texts(text), images, videos, image_embeds, num_frames)
+        if answers is None and pixels.images and _is_trl_with_whole_texts(options) and not self.is_encoder_decoder:
+            logger.warning_once(
+                "These prompts look like TRL's rows of `messages`, with the answers in them. The Q-Former would read "
+                "those, and learn to pass them on: use rows of `prompt` and `completion`"
+            )
         data: dict[str, Any] = self._text_inputs(prompts, answers, options)
         qformer_texts = [prompt.qformer_text for prompt in prompts]
         if qformer_text is not None:
@@ -465,6 +470,11 @@ class InstructBLIPProcessor(ProcessorMixin):
             "qformer_input_ids": [pad_row(row, length, tokenizer.pad_token_id or 0, "right") for row in rows],
             "qformer_attention_mask": [pad_row([1] * len(row), length, 0, "right") for row in rows],
         }
+
+
+def _is_trl_with_whole_texts(options: dict[str, Any]) -> bool:
+    """Whether the options are those of TRL's collator for texts that hold prompt and answer."""
+    return options.get("padding_side") == "right" and options.get("add_special_tokens") is False
 
 
 def _texts(text: str | Sequence[str], count: int | None = None, kind: str = "prompts") -> list[str]:
