@@ -1,6 +1,7 @@
 """`instructblip-data`: what datasets there are, building, publishing and looking at them."""
 
 import argparse
+import itertools
 import logging
 import os
 import sys
@@ -57,11 +58,16 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_build)
 
     command = commands.add_parser("push", help="official files, or what build made, -> a dataset repository on the Hub")
-    command.add_argument("names", nargs="+", metavar="NAME", type=_dataset, help="each becomes a config")
+    command.add_argument(
+        "names", nargs="+", metavar="NAME", type=_datasets,
+        help="each becomes a config; held-in and held-out stand for the paper's 13 each",
+    )  # fmt: skip
     command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="made, and private, where it is not there")
     command.add_argument(
-        "--data-dir", required=True, help="folder with a folder NAME for each, or that of the one NAME"
-    )
+        "--data-dir", required=True,
+        help="folder with a folder NAME for each (question generation takes that of its questions, a part of "
+        "LLaVA-Instruct that of the whole), or that of the one NAME",
+    )  # fmt: skip
     command.add_argument("--public", action="store_true", help="make the repository public")
     command.add_argument(
         "--accept-terms", nargs="+", default=[], metavar="NAME", type=_dataset,
@@ -93,6 +99,13 @@ def _dataset(name: str) -> str:
     if name not in TABLE:
         raise argparse.ArgumentTypeError(f"no dataset {name!r}: there are {', '.join(TABLE)}")
     return name
+
+
+def _datasets(name: str) -> list[str]:
+    roles = {"held-in": "held_in", "held-out": "held_out"}
+    if name in roles:
+        return [spec.name for spec in TABLE.values() if spec.role == roles[name]]
+    return [_dataset(name)]
 
 
 def _positive(text: str) -> int:
@@ -180,15 +193,12 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _push(options: argparse.Namespace) -> int:
-    if options.config and len(options.names) > 1:
-        return _fail(f"--config {options.config} is of one dataset, and there are {len(options.names)}", USE_ERRORS)
-    publishing.check_terms(options.names, options.accept_terms, public=options.public)
-    for name in options.names:
-        folder = os.path.join(os.path.expanduser(options.data_dir), name)
-        if not os.path.isdir(folder):
-            if len(options.names) > 1:
-                raise FileNotFoundError(f"{folder} is no folder: it should hold the files of {name}")
-            folder = options.data_dir
+    names = list(dict.fromkeys(itertools.chain.from_iterable(options.names)))
+    if options.config and len(names) > 1:
+        return _fail(f"--config {options.config} is of one dataset, and there are {len(names)}", USE_ERRORS)
+    publishing.check_terms(names, options.accept_terms, public=options.public)
+    folders = {name: _folder(name, options.data_dir, alone=len(names) == 1) for name in names}
+    for name, folder in folders.items():
         is_built = loading.holds_rows(folder)
         rows = loading.load(name, folder, num_proc=options.num_proc, **({} if is_built else _build_options(options)))
         commits = publishing.push(
@@ -197,6 +207,16 @@ def _push(options: argparse.Namespace) -> int:
         )  # fmt: skip
         print(f"{name}: in {options.repo} since {commits[name]}")
     return 0
+
+
+def _folder(name: str, data_dir: str, alone: bool) -> str:
+    """Where the files of a dataset are: in a folder of its name, or of the dataset whose rows it takes."""
+    root = os.path.expanduser(data_dir)
+    places = [os.path.join(root, each) for each in (name, TABLE[name].source.name)]
+    found = next((place for place in places if os.path.isdir(place)), None)
+    if found is None and not alone:
+        raise FileNotFoundError(f"{places[0]} is no folder: it should hold the files of {name}")
+    return found or root
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets.arrow_writer import ParquetWriter
 from datasets.table import embed_table_storage
 from datasets.utils import tqdm as progress_bar
@@ -214,7 +216,8 @@ class _Config:
 
     def _identity(self, rows: datasets.Dataset) -> str:
         """Other rows, another rendering or other code start anew. Images that changed on disk are not noticed."""
-        sources = [module.__file__ for module in (templates, instructions, dataset_card)] + [__file__]
+        modules = [templates, instructions, dataset_card, sys.modules[type(self.format).__module__]]
+        sources = dict.fromkeys([*(str(module.__file__) for module in modules), __file__])
         return official_files.digest(sources, salt=f"{rows._fingerprint}\x1f{self.format}\x1f{self.shard_bytes}")
 
     def _upload_shard(self, split: str, rows: datasets.Dataset, start: int, number: int) -> _Shard:
@@ -284,9 +287,10 @@ class _Config:
             raise ValueError(
                 f"{where}: an image cannot be read ({error}): were images moved after the build?"
             ) from error
-        has_bytes = images_have_bytes(table[visual])
-        if not has_bytes.all():
-            row = int(has_bytes.argmin())
+        no_image = pc.is_null(table[visual]).to_numpy()  # rows of text alone, as one's own data may have
+        sound = images_have_bytes(table[visual]) | no_image
+        if not sound.all():
+            row = int(sound.argmin())
             image_id = table["image_id"][row].as_py()
             raise ValueError(f"{self.name}/{split}, row {at + row + 1} ({image_id}): the image has no bytes")
         return table

@@ -300,7 +300,7 @@ def run_command(words):
             runpy.run_path(arguments[0], run_name="__main__")
         elif scripts:
             sys.argv = words
-            next(iter(scripts)).load()()
+            sys.exit(next(iter(scripts)).load()())  # as the launcher that pip writes does
         else:
             raise AssertionError(f"{name} is none of our commands, and not in NOT_OURS")
     except SystemExit as end:

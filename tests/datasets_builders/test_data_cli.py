@@ -116,3 +116,18 @@ def test_a_broken_annotation_file_is_named(vqa_rad_folder, tmp_path, capsys):
     (vqa_rad_folder / "trainset.json").write_text(json.dumps([{"qid": 1}]))
     assert main(["build", "vqa_rad", "--data-dir", str(vqa_rad_folder), "--out", str(tmp_path / "out")]) == 1
     assert "trainset.json, row 1: 'image_name' is missing" in capsys.readouterr().err
+
+
+def test_the_papers_halves_have_a_name(tmp_path, capsys, pushed):
+    words = ["--repo", "me/mix", "--data-dir", str(tmp_path)]
+    assert main(["push", "held-in", *words]) == 1
+    assert "aokvqa is no folder: it should hold the files of aokvqa" in capsys.readouterr().err
+    assert main(["push", "held-out", *words, "--public"]) == 1
+    assert "flickr30k is" in capsys.readouterr().err
+    assert not pushed
+
+
+def test_question_generation_reads_the_files_of_its_questions(tmp_path, capsys, pushed):
+    (tmp_path / "okvqa").mkdir()
+    assert main(["push", "vqg_okvqa", "okvqa", "--repo", "me/mix", "--data-dir", str(tmp_path)]) == 1
+    assert f"okvqa: no annotation file in {tmp_path / 'okvqa'}" in capsys.readouterr().err

@@ -346,6 +346,14 @@ def test_samples_without_an_answer_have_no_instruction(client, make_rows, option
     assert json.loads(client.files["configs.json"])["mine"]["splits"]["train"]["unanswered"] == 2
 
 
+def test_rows_of_text_alone_are_published_without_an_image(client, make_rows, options):
+    text = {"image": None, "image_id": "x/text", "samples": [make_sample("x/text", "Why ?", ["so"])]}
+    text = datasets.Dataset.from_list([text], features=row_features())
+    rows = datasets.concatenate_datasets([make_rows(3), text])
+    push({"mine": rows}, "me/mine", **options)
+    assert json.loads(client.files["configs.json"])["mine"]["splits"]["train"]["rows"] == 4
+
+
 def test_terms_are_asked_for_before_anything_is_sent(client, make_rows, options):
     rows = make_rows()
     options = {"work_dir": options["work_dir"]}
@@ -398,9 +406,10 @@ def test_images_that_are_gone_are_named(client, make_rows, options, tmp_path):
         ValueError, match=r"mine/train, rows 3 to 4: an image cannot be read .*2.png.*moved after the build"
     ):
         push({"mine": rows}, "me/mine", **options)
-    empty = rows.map(lambda row: {"image": None}, features=rows.features)
+    elsewhere = {"image": {"bytes": None, "path": "https://example.org/0.png"}, "image_id": "x/0", "samples": []}
+    elsewhere = datasets.Dataset.from_list([elsewhere], features=row_features())
     with pytest.raises(ValueError, match=r"mine/train, row 1 \(x/0\): the image has no bytes"):
-        push({"mine": empty}, "me/mine", **options)
+        push({"mine": elsewhere}, "me/mine", **options)
 
 
 def test_a_broken_list_of_configs_is_told(client, make_rows, options):
