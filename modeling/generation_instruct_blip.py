@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers.generation import GenerationMode
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
 
+from .beam_search import BeamSteps, DecoderSteps, EncoderDecoderSteps, search_beams
 from .candidate_ranking import score_candidates_naively, score_candidates_packed
 from .packing import align, attention_as, has_plain_attention, positions_from_mask
 from .shared_prefix import SHARED_PREFIX, share_prompt, share_source
@@ -73,7 +77,10 @@ class GenerationAndRankingMixin:
         mask, embeds = align(mask.to(embeds.device), "right" if self.config.is_encoder_decoder else "left", embeds)
         arguments = {"inputs_embeds": embeds, "attention_mask": mask, "generation_config": config, **generate_kwargs}
         if embeds.shape[1] > 1 and self._may_share_prompt(config, generate_kwargs):
-            arguments.update(self._shared_prompt(embeds, mask))
+            if self._is_plain_beam_search(config, generate_kwargs):
+                arguments.update(self._own_search(embeds, mask, config.num_beams))
+            else:
+                arguments.update(self._shared_prompt(embeds, mask))
             if self.config.is_encoder_decoder:
                 arguments.pop("inputs_embeds")
             with attention_as(self.language_model, SHARED_PREFIX):
@@ -131,6 +138,29 @@ class GenerationAndRankingMixin:
             and not (config.output_attentions or config.output_hidden_states)
             and not any(kwargs.get(name) is not None for name in special)
         )
+
+    def _is_plain_beam_search(self, config: GenerationConfig, kwargs: dict[str, Any]) -> bool:
+        """Whether beam_search.py does all that is asked for."""
+        simple = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+        in_step = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self.language_model)
+        return (
+            config.get_generation_mode() == GenerationMode.BEAM_SEARCH
+            and not (config.return_dict_in_generate or config.low_memory or config.prefill_chunk_size)
+            and config.max_time is None
+            and config.stop_strings is None
+            and config.guidance_scale in (None, 1.0)
+            and not in_step  # every process has to run as many steps as the longest
+            and all(value is None or name in simple for name, value in kwargs.items())
+        )
+
+    def _own_search(self, embeds: torch.Tensor, mask: torch.Tensor, num_beams: int) -> dict[str, Any]:
+        """Arguments for transformers' `generate` that let beam_search.py do the search."""
+        if not self.config.is_encoder_decoder:
+            steps: BeamSteps = DecoderSteps(self.language_model, embeds, mask, num_beams)
+            return {"custom_generate": search_beams, "beam_steps": steps}
+        encoded = self.language_model.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
+        steps = EncoderDecoderSteps(self.language_model, encoded, mask, num_beams)
+        return {"custom_generate": search_beams, "beam_steps": steps, "encoder_outputs": encoded}
 
     def _shared_prompt(self, embeds: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
         """Arguments for transformers' beam search that hold each row's prompt once."""

@@ -2,8 +2,8 @@
 
 transformers' own beam search runs the prompt, and stores its keys and values, once per beam; for an encoder-decoder it
 projects the encoder's output once per beam and reorders the copies at every step. Here the prompt's keys and values
-stay (rows, ...), and an attention function folds the beams of a row into its query dimension. The search itself is
-transformers'.
+stay (rows, ...), and an attention function folds the beams of a row into its query dimension. Any search that reorders
+its cache may use it: transformers' own, or that of beam_search.py.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def shared_prefix_attention(
         )
     rows, heads, head_dim = key.shape[0], query.shape[1], query.shape[-1]
     folded = query.view(rows, beams, heads, head_dim).transpose(1, 2)
-    mask = None if attention_mask is None else attention_mask[::beams]  # the same for all beams of a row
+    mask = _of_rows(attention_mask, rows)
     # T5's cross-attention has a position bias of zeros, so it is not added here.
     output = nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
     return output.transpose(1, 2).reshape(rows * beams, 1, heads, head_dim), None
@@ -124,14 +124,20 @@ def _attend_prefix_and_suffix(
     scores[..., :prompt] = per_row @ key.prefix.transpose(-1, -2)
     own = per_beam @ key.suffix.transpose(-1, -2)  # (rows * beams, kv_heads, groups, added)
     scores[..., prompt:] = own.view(rows, beams, kv_heads, groups, added).transpose(1, 2).flatten(2, 3)
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask[::beams], float("-inf"))
+    mask = _of_rows(attention_mask, rows)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
 
     output = (weights[..., :prompt] @ value.prefix).view(rows, kv_heads, beams, groups, head_dim).transpose(1, 2)
     own = weights[..., prompt:].view(rows, kv_heads, beams, groups, added).transpose(1, 2).flatten(0, 1)
     output = output.flatten(0, 1) + own @ value.suffix  # (rows * beams, kv_heads, groups, head_dim)
     return output.reshape(rows * beams, 1, kv_heads * groups, head_dim)
+
+
+def _of_rows(attention_mask: torch.Tensor | None, rows: int) -> torch.Tensor | None:
+    """(rows, ...) of a mask for rows, or for beams, as it is the same for all beams of a row."""
+    return None if attention_mask is None else attention_mask[:: attention_mask.shape[0] // rows]
 
 
 AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)

@@ -1,6 +1,7 @@
 """`generate`: transformers' own search on the same inputs, new tokens only, whatever else is asked for."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 KINDS = ["t5", "llama"]
+MIXIN = "generation_instruct_blip"
 GQA = "qwen2"  # two key-value heads for four query heads
 
 
@@ -107,20 +109,23 @@ def test_shared_prompt_beams_equal_those_of_transformers(language, side, setting
         assert (shared.sequences == 3).any()  # some hypotheses did end early
 
 
+@pytest.mark.parametrize("own_search", [True, False])
 @pytest.mark.parametrize("language", [*KINDS, GQA])
-def test_the_prompt_is_stored_once_for_all_beams(language, tiny_model, make_batch, rows, monkeypatch):
+def test_the_prompt_is_stored_once_for_all_beams(language, own_search, tiny_model, make_batch, rows, monkeypatch):
     model = tiny_model(language)
     name = "share_source" if language == "t5" else "share_prompt"
-    module = __import__("importlib").import_module("instructblip.modeling.generation_instruct_blip")
+    module = importlib.import_module(f"instructblip.modeling.{'beam_search' if own_search else MIXIN}")
     made, original = [], getattr(module, name)
     monkeypatch.setattr(module, name, lambda *given: made.append(original(*given)) or made[-1])
-    model.generate(**make_batch(rows, language), num_beams=4, max_new_tokens=3)
+    batch = make_batch(rows, language)
+    model.generate(**batch, num_beams=4, max_new_tokens=3, eos_token_id=None, return_dict_in_generate=not own_search)
     if language == "t5":
         assert {len(layer.keys) for layer in made[0].cross_attention_cache.layers} == {5}
         assert {len(layer.keys) for layer in made[0].self_attention_cache.layers} == {20}
     else:
         assert {len(layer.prefix_keys) for layer in made[0].layers} == {5}
-        assert {tuple(layer.keys.shape[:3:2]) for layer in made[0].layers} == {(20, 3)}  # only what the beams added
+        added = 2 if own_search else 3  # transformers' search also runs the prompt's last token once per beam
+        assert {tuple(layer.keys.shape[:3:2]) for layer in made[0].layers} == {(20, added)}
 
 
 @pytest.mark.parametrize("language", KINDS)
