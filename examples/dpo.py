@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from datasets import Dataset, load_dataset
 from peft import LoraConfig
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import DPOConfig, DPOTrainer, TrlParser
 
 from instructblip import (
@@ -32,6 +33,16 @@ class Alignment:
     data: str = field(metadata={"help": "JSON-lines file or Hub id of image, prompt, chosen and rejected."})
 
 
+@dataclass
+class AlignmentConfig(DPOConfig):
+    """TRL's, but that it also runs where there is no bfloat16."""
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = is_torch_bf16_gpu_available()
+        super().__post_init__()
+
+
 def preferences(source: str) -> Dataset:
     """Rows of pictures, `prompt`, `chosen` and `rejected`; the pictures of a file are opened when they are due."""
     if not os.path.isfile(source):
@@ -42,7 +53,7 @@ def preferences(source: str) -> Dataset:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options, training = TrlParser((Alignment, DPOConfig)).parse_args_and_config(arguments)
+    options, training = TrlParser((Alignment, AlignmentConfig)).parse_args_and_config(arguments)
     processor = InstructBLIPProcessor.from_pretrained(options.model)
     model = InstructBLIPForConditionalGeneration.from_pretrained(options.model)
     model.freeze_backbones()
