@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 
 import pytest
 import torch
@@ -265,17 +266,22 @@ def test_what_cannot_be_adapted_is_refused(tiny_model):
 def test_the_trainer_refuses_adapters_inside_the_model(saved_model, train):
     model = saved_model("llama")
     model.add_adapter(LoraConfig(r=2, **model.lora_targets("language_model")))
-    with pytest.raises(ValueError, match="put them around it, with get_peft_model"):
+    with pytest.raises(ValueError, match="put them around it with get_peft_model"):
         train("llama", model)
 
 
-def test_a_copy_of_a_model_hands_out_its_own_query_tokens(tiny_model):
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_model_hands_out_its_own_query_tokens(copied, tiny_model):
     model = tiny_model("llama")
-    copied = copy.deepcopy(model)
+    other = copied(model)
     with torch.no_grad():
-        copied.query_tokens.add_(1.0)
-    wrapped = adapted(copied)
-    torch.testing.assert_close(wrapped.get_base_model().queries.weight, model.query_tokens + 1.0)
+        other.query_tokens.add_(1.0)
+    queries = adapted(other).get_base_model().queries
+    torch.testing.assert_close(queries.weight, model.query_tokens + 1.0)
+    again = copied(other)
+    with torch.no_grad():
+        queries.weight.add_(1.0)
+    torch.testing.assert_close(again.queries.weight, model.query_tokens + 1.0)
 
 
 def test_lora_dropout_stays_on_where_the_language_models_own_is_off(saved_model, train):
