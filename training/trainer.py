@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from instructblip.modeling import InstructBLIPForConditionalGeneration
+from instructblip.modeling import InstructBLIPForConditionalGeneration, InstructBLIPForPreTraining
 from instructblip.processing import InstructBLIPCollator, InstructBLIPProcessor
 
 from .arguments import InstructBLIPTrainingArguments
@@ -64,11 +64,11 @@ class InstructBLIPTrainer(EvaluationMixin, ResumableTrainer):
         **kwargs: Any,
     ):
         base = model.get_base_model() if isinstance(model, PeftModel) else model
-        if not isinstance(base, InstructBLIPForConditionalGeneration):
+        if not isinstance(base, (InstructBLIPForConditionalGeneration, InstructBLIPForPreTraining)):
             raise TypeError(f"InstructBLIPTrainer trains an InstructBLIP model, not a {type(base).__name__}")
         if args is None:
             args = InstructBLIPTrainingArguments("trainer_output")
-        if processing_class is not None:
+        if processing_class is not None and isinstance(base, InstructBLIPForConditionalGeneration):
             processing_class.check_compatible(base.config)
         self._save_whole_model = False
         if data_collator is None:
@@ -76,7 +76,7 @@ class InstructBLIPTrainer(EvaluationMixin, ResumableTrainer):
                 raise ValueError("pass processing_class=, the model's processor, or a data_collator")
             data_collator = InstructBLIPCollator(processing_class, keep_ids=True)
         if base is model:
-            if base.has_adapters:
+            if isinstance(base, InstructBLIPForConditionalGeneration) and base.has_adapters:
                 raise ValueError(
                     "the model has adapters inside it, which would neither train nor be saved: put them around it with "
                     "get_peft_model(model, config) or PeftModel.from_pretrained(model, folder, is_trainable=True)"
@@ -96,8 +96,9 @@ class InstructBLIPTrainer(EvaluationMixin, ResumableTrainer):
                 processing_class=processing_class,
                 **kwargs,
             )
-        if hasattr(train_dataset, "set_epoch"):
-            self.add_callback(TellEpoch(train_dataset))
+        for drawing in (train_dataset, data_collator):
+            if hasattr(drawing, "set_epoch"):
+                self.add_callback(TellEpoch(drawing))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in LAVIS: one-dimensional tensors and biases do not decay, and so the queries do."""
@@ -171,7 +172,7 @@ def not_quantized(model: InstructBLIPForConditionalGeneration) -> Iterator[None]
 
 
 class TellEpoch(TrainerCallback):
-    """Tells a dataset each epoch's number; accelerate's loader does not where a run resumes within an epoch."""
+    """Tells a dataset or collator each epoch's number; accelerate's loader does not where a run resumes within one."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
