@@ -96,9 +96,9 @@ class InstructBLIPTrainer(EvaluationMixin, ResumableTrainer):
                 processing_class=processing_class,
                 **kwargs,
             )
-        for drawing in (train_dataset, data_collator):
-            if hasattr(drawing, "set_epoch"):
-                self.add_callback(TellEpoch(drawing))
+        drawing = [each for each in (train_dataset, data_collator) if hasattr(each, "set_epoch")]
+        if drawing:
+            self.add_callback(TellEpoch(drawing))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in LAVIS: one-dimensional tensors and biases do not decay, and so the queries do."""
@@ -174,11 +174,12 @@ def not_quantized(model: InstructBLIPForConditionalGeneration) -> Iterator[None]
 class TellEpoch(TrainerCallback):
     """Tells a dataset or collator each epoch's number; accelerate's loader does not where a run resumes within one."""
 
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
+    def __init__(self, drawing: list[Any]):
+        self.drawing = drawing
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch or 0))
+        for each in self.drawing:
+            each.set_epoch(int(state.epoch or 0))
 
 
 def set_precision(model: InstructBLIPForConditionalGeneration, frozen_dtype: torch.dtype | None) -> None:
