@@ -37,7 +37,7 @@ IMAGE_SIZE, PATCH_SIZE, WIDTH = 112, 16, 128
 
 
 def train_tokenizers(texts: list[str], folder: Path) -> tuple[PreTrainedTokenizerFast, BertTokenizerFast]:
-    """Byte-level BPE for the language model and WordPiece for the Q-Former, both in lower case."""
+    """Byte-level BPE for the language model and words for the Q-Former, both in lower case."""
     specials = ["<pad>", "<s>", "</s>"]
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.Lowercase()
@@ -52,15 +52,24 @@ def train_tokenizers(texts: list[str], folder: Path) -> tuple[PreTrainedTokenize
         tokenizer_object=bpe, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
     )
 
-    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    pieces.normalizer = normalizers.BertNormalizer()
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=1800, special_tokens=specials))
-    vocabulary = sorted(pieces.get_vocab().items(), key=lambda item: item[1])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(piece for piece, _ in vocabulary) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join(qformer_vocabulary(texts)) + "\n", encoding="utf-8")
     return language, BertTokenizerFast(str(folder / "vocab.txt"))
+
+
+def qformer_vocabulary(texts: list[str], size: int = 1800) -> list[str]:
+    """The most frequent words, and every character to spell the others with.
+
+    Not trained: `WordPieceTrainer` breaks ties in no fixed order, so no two runs would have the same pieces.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = collections.Counter(
+        word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    characters = sorted({character for word in words for character in word})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{each}" for each in characters)]
+    frequent = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    return pieces + frequent[: size - len(pieces)]
 
 
 def batches(count: int, size: int, epochs: int, doing: str) -> Iterator[tuple[float, list[int]]]:
