@@ -9,7 +9,8 @@ LAVIS writes four kinds of file, told apart by what is in them:
     stage 2   BLIP-2 releases: as trimmed, but the Q-Former has no word embeddings and no text feed-forward
     stage 1   `blip2_pretrained.pth`: Q-Former with its text branch and the pre-training heads, no projection
 
-InstructBLIP starts from stage 2 laid over stage 1, which has the text branch: `--init-from blip2_pretrained.pth`.
+InstructBLIP starts from stage 2 laid over stage 1, which has the text branch: `--init-from blip2_pretrained.pth`. With
+`--variant stage-1` that file becomes an `InstructBLIPForPreTraining` of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from .backbones import commit_of, read_tensors
 from .configuration_instruct_blip import InstructBLIPConfig
@@ -104,6 +105,7 @@ VARIANTS = {
         language_model="Salesforce/instructblip-vicuna-13b",
     ),
 }
+STAGE1 = "stage-1"  # as a variant: the pre-training model, which has no language model
 LAVIS_POST_LAYERNORM_EPS = 1e-5  # torch's default; the blocks of the tower have 1e-6
 
 LANGUAGE_PREFIXES = ("t5_model.", "llm_model.", "opt_model.")
@@ -325,7 +327,9 @@ def check_complete(converted: Mapping[str, torch.Tensor], expected: Mapping[str,
                 "This is BLIP-2 stage 2, whose Q-Former reads no text: add --init-from blip2_pretrained.pth"
             )
         if "language_projection.weight" in missing:
-            problems.append("There is no projection: this is a stage-1 file, which goes into --init-from")
+            problems.append(
+                "There is no projection: this is a stage-1 file, which goes into --init-from or has --variant stage-1"
+            )
     if superfluous:
         problems.append(listing("key", superfluous, "(our names) that this variant does not have"))
     if misshapen:
@@ -352,15 +356,19 @@ def load_lavis(path: str | Path) -> dict[str, torch.Tensor]:
     return state_dict
 
 
-def expected_shapes(config: InstructBLIPConfig) -> dict[str, torch.Size]:
+def expected_shapes(
+    config: InstructBLIPConfig, model_class: type[PreTrainedModel] = InstructBLIPForConditionalGeneration
+) -> dict[str, torch.Size]:
     """The shape of every tensor of the model, built without memory; T5's input embeddings once."""
-    state_dict = empty_model(config).state_dict()
+    state_dict = empty_model(config, model_class).state_dict()
     return {name: tensor.shape for name, tensor in state_dict.items() if name not in EMBEDDING_COPIES}
 
 
-def empty_model(config: InstructBLIPConfig) -> InstructBLIPForConditionalGeneration:
+def empty_model(
+    config: InstructBLIPConfig, model_class: type[PreTrainedModel] = InstructBLIPForConditionalGeneration
+) -> PreTrainedModel:
     with torch.device("meta"):
-        return InstructBLIPForConditionalGeneration(config)
+        return model_class(config)
 
 
 def part_of(name: str) -> str:
@@ -396,6 +404,21 @@ def place_of(source: str, part: str) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(repo, revision=place["revision"])
     if getattr(config, "qformer_config", None) is not None:
         place["prefix"] = f"{part}_model."
+    return place
+
+
+def named_place(source: str, part: str) -> dict[str, Any]:
+    """As `place_of`, for a bridge-only release.
+
+    Raises:
+        ValueError: the commit cannot be found out.
+    """
+    place = place_of(source, part)
+    if place["revision"] is None and not os.path.isdir(place["repo"]):
+        raise ValueError(
+            f"the commit of {place['repo']} cannot be looked up, and a bridge-only release names it: connect to the "
+            f"Hub, or pass {place['repo']}@COMMIT for the {part} part"
+        )
     return place
 
 
@@ -443,13 +466,7 @@ def name_backbones(config: InstructBLIPConfig, vision: str, language: str) -> No
     Raises:
         ValueError: a commit cannot be found out, or the language model lacks the pad token's row.
     """
-    places = {"vision": place_of(vision, "vision"), "language": place_of(language, "language")}
-    for part, place in places.items():
-        if place["revision"] is None and not os.path.isdir(place["repo"]):
-            raise ValueError(
-                f"the commit of {place['repo']} cannot be looked up, and a bridge-only release names it: connect to "
-                f"the Hub, or pass {place['repo']}@COMMIT for the {part} part"
-            )
+    places = {"vision": named_place(vision, "vision"), "language": named_place(language, "language")}
     theirs = AutoConfig.from_pretrained(places["language"]["repo"], revision=places["language"]["revision"])
     rows = theirs.get_text_config().vocab_size
     if rows < config.image_token_index:
@@ -462,10 +479,15 @@ def name_backbones(config: InstructBLIPConfig, vision: str, language: str) -> No
 
 
 def save(
-    tensors: Mapping[str, torch.Tensor], config: InstructBLIPConfig, output: Path, dtype: torch.dtype, bridge_only: bool
+    tensors: Mapping[str, torch.Tensor],
+    config: InstructBLIPConfig,
+    output: Path,
+    dtype: torch.dtype,
+    bridge_only: bool,
+    model_class: type[PreTrainedModel] = InstructBLIPForConditionalGeneration,
 ) -> None:
     """Write a folder that `from_pretrained` reads; it appears under its name only when it is whole."""
-    model = empty_model(config)
+    model = empty_model(config, model_class)
     state_dict = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     # Assigned, not copied: a new T5 has its head tied to its embeddings, and copies would land in one tensor.
     for name in EMBEDDING_COPIES:
@@ -508,6 +530,11 @@ def convert(options: argparse.Namespace) -> None:
         raise ValueError(f"{output} exists: choose a new folder")
     if not output.parent.is_dir():
         raise ValueError(f"{output.parent} is no folder")
+    if options.variant == STAGE1:
+        from .convert_lavis_stage1 import convert_stage1  # which imports this module
+
+        convert_stage1(options)
+        return
     config = variant_config(options.variant, options.image_size)
     tensors = convert_state_dict(load_lavis(options.checkpoint), config)
     if options.init_from:
@@ -537,9 +564,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="instructblip-convert-lavis",
         description="Turn a LAVIS .pth file into a folder that from_pretrained reads.",
     )
-    parser.add_argument("checkpoint", help="LAVIS file: full, trimmed or BLIP-2 stage 2")
+    parser.add_argument("checkpoint", help="LAVIS file: full, trimmed or BLIP-2 stage 2; stage 1 with its own variant")
     parser.add_argument("output", help="new folder for the result")
-    parser.add_argument("--variant", required=True, choices=sorted(VARIANTS))
+    parser.add_argument("--variant", required=True, choices=[*sorted(VARIANTS), STAGE1])
     parser.add_argument("--init-from", metavar="STAGE1", help="blip2_pretrained.pth: what a stage-2 CHECKPOINT lacks")
     parser.add_argument(
         "--vision", metavar="SOURCE", help="vision tower: eva_vit_g.pth, a folder or REPO[@REVISION] of a BLIP-2"
