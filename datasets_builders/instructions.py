@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
@@ -281,6 +282,10 @@ class InstructionDataset(torch.utils.data.Dataset):
         """The raw sample behind an item, in the fields of the schema."""
         return self._samples[int(self._sample_of_item[item])].as_py()
 
+    def image_numbers(self) -> np.ndarray:
+        """(items,) numbers that are equal where the image ids are; opens no image."""
+        return number_images([self])[0]
+
     def text(self, item: int, epoch: int | None = None) -> dict[str, str]:
         """An item without its image, as in `InstructionFormat.items`; opens no image.
 
@@ -314,6 +319,23 @@ class InstructionDataset(torch.utils.data.Dataset):
                 raise OSError(f"{example['id']}: image {example['image_id']} cannot be read: {error}") from error
         return example
 
+    def leave_images_encoded(self) -> None:
+        """Give images as `{"bytes", "path"}` from now on, for who opens them later or knows them by their content."""
+        if self.with_images:
+            encoded = datasets.Image(decode=False)
+            feature = encoded if self.image_column == "image" else datasets.List(encoded)
+            self.rows = self.rows.cast_column(self.image_column, feature)
+            self._read_columns()
+
     def __getitem__(self, item: int) -> dict[str, Any]:
         """`item(item)` in the dataset's epoch."""
         return self.item(item)
+
+
+def number_images(several: Sequence[InstructionDataset]) -> list[np.ndarray]:
+    """For each dataset (items,) numbers that are equal where the image ids are, also across datasets."""
+    chunks = [chunk.cast(pa.large_string()) for one in several for chunk in one._image_ids.chunks]
+    encoded = pa.chunked_array(chunks, pa.large_string()).combine_chunks().dictionary_encode().indices.to_numpy()
+    ends = np.cumsum([len(one._image_ids) for one in several])
+    of_rows = np.split(encoded, ends[:-1])
+    return [numbers[one._row_of_item] for numbers, one in zip(of_rows, several, strict=True)]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from .instructions import InstructionDataset
+from .instructions import InstructionDataset, number_images
 from .table import TABLE
 
 Rule = Literal["sqrt", "uniform", "proportional", "temperature"]
@@ -174,6 +174,34 @@ class MixtureOrder:
             if position < size:
                 return position
 
+    def items(self) -> np.ndarray:
+        """(places,) the item of its source at every place of the epoch that was started last, as `locate` has it."""
+        items = np.empty(self.length, np.int64)
+        for source, size in enumerate(self.sizes):
+            places = np.flatnonzero(self.sources == source)
+            passes, positions = np.divmod(int(self._before[source]) + np.arange(len(places)), size)
+            for number in np.unique(passes).tolist():
+                chosen = passes == number
+                items[places[chosen]] = self._items(source, number, positions[chosen].astype(np.uint64))
+        return items
+
+    def _items(self, source: int, number: int, positions: np.ndarray) -> np.ndarray:
+        """`item` for many positions at once."""
+        size = self.sizes[source]
+        half = np.uint64(max(3, ((size - 1).bit_length() + 1) // 2))
+        mask, multipliers = np.uint64((1 << int(half)) - 1), np.array(MULTIPLIERS, np.uint64)
+        keys = np.array(self._keys(source, number), np.uint64)
+        outside = np.arange(len(positions))
+        while len(outside):
+            left, right = positions[outside] >> half, positions[outside] & mask
+            for key in keys:
+                mixed = (right ^ key) * multipliers[0]
+                mixed = (mixed ^ mixed >> np.uint64(32)) * multipliers[1]
+                left, right = right, left ^ mixed >> np.uint64(64) - half
+            positions[outside] = left << half | right
+            outside = outside[positions[outside] >= size]
+        return positions
+
     def _draw_keys(self, source: int, number: int) -> list[int]:
         generator = np.random.default_rng([PASSES, self.seed, source, number])
         return generator.integers(2**63, size=ROUNDS).tolist()
@@ -228,6 +256,7 @@ class InstructionMixture(torch.utils.data.Dataset):
         self.probabilities = {name: probabilities[name] for name in self.names if name in probabilities}
         chances = check_probabilities(probabilities, self.names)
         self.order = MixtureOrder(list(sizes.values()), chances, length, seed)
+        self._image_numbers: list[np.ndarray] | None = None  # of each source's items, made when they are asked for
         # Shared memory: persistent workers hold a copy of this object and must still see a new epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
@@ -250,6 +279,22 @@ class InstructionMixture(torch.utils.data.Dataset):
         """Which of `names`, by number, stands at each place of the epoch: (places,)"""
         self.order.start_epoch(self.epoch)
         return self.order.sources
+
+    def image_numbers(self) -> np.ndarray:
+        """(places,) numbers that are equal where the image ids are, for the epoch; opens no image."""
+        if self._image_numbers is None:
+            self._image_numbers = number_images(list(self.datasets.values()))
+        sources, items = self.sources(), self.order.items()
+        numbers = np.empty(len(self), np.int64)
+        for source, of_items in enumerate(self._image_numbers):
+            at = sources == source
+            numbers[at] = of_items[items[at]]
+        return numbers
+
+    def leave_images_encoded(self) -> None:
+        """Give images as `{"bytes", "path"}` from now on, see `InstructionDataset`."""
+        for dataset in self.datasets.values():
+            dataset.leave_images_encoded()
 
     def locate(self, index: int) -> tuple[str, int, int]:
         """(name, item, pass) at a place of the epoch.

@@ -39,6 +39,21 @@ class InstructBLIPTrainingArguments(TrainingArguments):
     )
     generation_max_new_tokens: int = field(default=32, metadata={"help": "Longest answer generated in evaluations."})
     generation_num_beams: int = field(default=1, metadata={"help": "Beams of answers generated in evaluations."})
+    feature_cache: str | None = field(
+        default=None, metadata={"help": "Folder of vision features, so that each image is encoded once."}
+    )
+    feature_cache_dtype: str = field(
+        default="bfloat16", metadata={"help": "Of cached features. float32 is exact where the tower runs in float32."}
+    )
+    feature_cache_gb: float | None = field(
+        default=None, metadata={"help": "Size, in 10^9 bytes, at which nothing more is cached. None: no limit."}
+    )
+    feature_cache_views: int = field(
+        default=1, metadata={"help": "Views cached of each image: itself, and random crops; epochs take turns."}
+    )
+    images_together: int = field(
+        default=1, metadata={"help": "Most samples of one image that are put into a batch together, to encode it once."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "The collator needs columns that the model does not."}

@@ -19,13 +19,14 @@ from instructblip.modeling import InstructBLIPForConditionalGeneration, Instruct
 from instructblip.processing import InstructBLIPCollator, InstructBLIPProcessor
 
 from .arguments import InstructBLIPTrainingArguments
+from .encode_once import EncodeOnceMixin
 from .evaluation import EvaluationMixin
 from .resumable_trainer import ResumableTrainer
 
 logger = logging.get_logger(__name__)
 
 
-class InstructBLIPTrainer(EvaluationMixin, ResumableTrainer):
+class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer):
     """Train the Q-Former, its queries, the projection and the vision LayerNorm; everything else is frozen.
 
     - Precision: what trains is float32, whatever it was loaded in, as steps of 1e-5 vanish in bfloat16. With
@@ -48,9 +49,9 @@ class InstructBLIPTrainer(EvaluationMixin, ResumableTrainer):
             `callbacks`, ...
 
     Raises:
-        TypeError: `model` is no InstructBLIP model.
-        ValueError: neither a processor nor a collator was passed, processor and model do not belong together, or
-            adapters were put inside the model instead of around it.
+        TypeError: `model` is no InstructBLIP model, or the data cannot be ordered by image.
+        ValueError: neither a processor nor a collator was passed, processor and model do not belong together, adapters
+            were put inside the model instead of around it, or a feature cache does not fit the model.
     """
 
     def __init__(

@@ -1,0 +1,87 @@
+"""How the trainer uses a feature cache and an image sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from .feature_cache import CachingCollator, FeatureCache, KeepFeatures, encoder, leave_images_encoded
+from .image_sampler import ImageSampler
+
+
+class EncodeOnceMixin(Trainer):
+    """Encodes an image once for all epochs (`args.feature_cache`), or for several samples (`args.images_together`)."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._image_sampler: ImageSampler | None = None
+        if self.args.images_together > 1 and self.train_dataset is not None:
+            self._sample_images_together(self.train_dataset)  # now, as it may be refused
+        self.feature_cache: FeatureCache | None = None
+        if self.args.feature_cache is not None:
+            self._open_feature_cache()
+
+    def _open_feature_cache(self) -> None:
+        args = self.args
+        processor = getattr(self.data_collator, "processor", self.processing_class)
+        settings = args.feature_cache_dtype, args.feature_cache_gb, args.feature_cache_views
+        self.feature_cache = FeatureCache(args.feature_cache, self._base_model(), processor, *settings)
+        self.data_collator = self.feature_cache.collator(self.data_collator)
+        self.train_dataset = leave_images_encoded(self.train_dataset)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: leave_images_encoded(dataset) for name, dataset in self.eval_dataset.items()}
+        else:
+            self.eval_dataset = leave_images_encoded(self.eval_dataset)
+        self.add_callback(KeepFeatures(self.feature_cache, self.data_collator))
+
+    def _base_model(self) -> Any:
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if isinstance(model, PeftModel) else model
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        inputs = super()._prepare_inputs(inputs)
+        if self.feature_cache is None:
+            return inputs
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        encode = None if sharded else encoder(self._base_model(), self.accelerator.autocast)
+        return self.feature_cache.complete(inputs, encode)
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        collator = self.data_collator
+        if isinstance(collator, CachingCollator) and not is_training:
+            self.data_collator = collator.without_views()
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.data_collator = collator
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.images_together == 1:
+            return super()._get_train_sampler(train_dataset)
+        return self._sample_images_together(self.train_dataset if train_dataset is None else train_dataset)
+
+    def _sample_images_together(self, dataset: Any) -> ImageSampler:
+        args = self.args
+        if args.homogeneous_batches or args.train_sampling_strategy != "random":
+            raise ValueError(
+                "images_together, homogeneous_batches and train_sampling_strategy each decide the order: set only one"
+            )
+        if self._image_sampler is None or self._image_sampler.batch_size != self._train_batch_size:
+            seed = args.seed if args.data_seed is None else args.data_seed
+            self._image_sampler = ImageSampler(dataset, self._train_batch_size, args.images_together, seed)
+            self.add_callback(_TellSampler(self._image_sampler))
+        return self._image_sampler
+
+
+class _TellSampler(TrainerCallback):
+    """Tells the sampler each epoch's number; accelerate does not where several processes resume within an epoch."""
+
+    def __init__(self, sampler: ImageSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch or 0))
