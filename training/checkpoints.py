@@ -77,7 +77,12 @@ def commit(folder: str, step: int) -> str:
     replaced = os.path.join(folder, f"_replaced-checkpoint-{step}")
     if os.path.isdir(final):  # of a run that was resumed from an earlier one; from here on `recover` prefers the new
         os.replace(final, replaced)
-    os.replace(staged, final)
+    try:
+        os.replace(staged, final)
+    except OSError:
+        if os.path.isdir(replaced):
+            os.replace(replaced, final)
+        raise
     _sync(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     discard(folder, step)

@@ -24,6 +24,7 @@ from .streams import StreamBatches, has_position
 
 logger = logging.get_logger(__name__)
 
+NOT_FOR_THE_MODEL = ("id", "dataset")  # what `InstructBLIPCollator(keep_ids=True)` adds
 NAMES_SHOWN = 32  # of the samples of one process, in an error message
 
 
@@ -42,11 +43,10 @@ class ResumableTrainer(Trainer):
         self._interruption = Interruption()
         self._stopping = 0  # the signal that the training stops for
         self._staging: str | None = None  # folder that a checkpoint is being written into
-        self._save_errors: list[str] = []
+        self._save_errors: list[str] | None = None  # of the checkpoint that is being saved
         self._push_when_whole = False
         self._resumed_from: str | None = None
         self._stream: StreamBatches | None = None
-        self._names: list[str] = []  # of the samples of the batch at hand
         self._running: list[tuple[torch.Tensor, list[str]]] = []  # loss and samples of the batches of this step
         self._unchecked: list[tuple[int, list[tuple[torch.Tensor, list[str]]], Any]] = []
         super().__init__(*args, **kwargs)
@@ -91,10 +91,12 @@ class ResumableTrainer(Trainer):
             return self._newest_checkpoint(self.args.output_dir)
         path = os.path.normpath(str(resume_from_checkpoint))
         wrong = None
-        if self.args.should_save:
-            wrong = checkpoints.problem(path) if os.path.isdir(path) else "it does not exist"
+        if not os.path.isdir(path):
+            wrong = "there is no such folder"
+        elif self.args.should_save:
+            wrong = checkpoints.problem(path)
         wrong = next((text for text in gather_object([wrong]) if text), None)
-        if wrong and checkpoints.MANIFEST in wrong and "cannot be read" not in wrong:
+        if wrong and os.path.isdir(path) and not os.path.exists(os.path.join(path, checkpoints.MANIFEST)):
             logger.warning(f"{path} cannot be checked: {wrong}. It is taken as it is, since it was asked for")
         elif wrong:
             raise ValueError(
@@ -145,32 +147,19 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Have transformers write the checkpoint into a folder of another name, and rename it when it is whole."""
         folder, step = self._get_output_dir(trial), self.state.global_step
+        self._save_errors, self._push_when_whole = [], False
         best_before = self.state.best_model_checkpoint
-        staged = checkpoints.staging_path(folder, step)
-        self._staging, self._save_errors, self._push_when_whole = os.path.dirname(staged), [], False
         try:
-            with self._noting_errors():
-                super()._save_checkpoint(model, trial)
+            error = self._write_checkpoint(model, trial, folder, step)
         finally:
-            self._staging = None
-        if self.state.best_model_checkpoint == staged:
-            self.state.best_model_checkpoint = checkpoints.checkpoint_path(folder, step)
-        if self.args.should_save and not self._save_errors:
-            with self._noting_errors():
-                self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
-        errors = self._errors_of_all()  # which every process has to know before the name is given
-        if not errors:
-            if self.args.should_save:
-                with self._noting_errors():
-                    checkpoints.commit(folder, step)
-            errors = self._errors_of_all()
-        if errors:
+            self._save_errors = None
+        if error is not None:
             self.state.best_model_checkpoint = best_before
             if self.args.should_save:
                 checkpoints.discard(folder, step)
             left = [one for one in checkpoints.checkpoint_steps(folder) if one != step]
             logger.warning(
-                f"checkpoint-{step} could not be written: {errors[0]}. "
+                f"checkpoint-{step} could not be written: {error}. "
                 + (f"checkpoint-{left[0]} is still there" if left else "There is no earlier one")
                 + "; the training goes on, and tries again when the next one is due. Make room on the disk"
             )
@@ -181,22 +170,43 @@ class ResumableTrainer(Trainer):
             limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
             rotate_checkpoints(folder, save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
 
+    def _write_checkpoint(self, model: torch.nn.Module, trial: Any, folder: str, step: int) -> str | None:
+        """Returns what went wrong on any process, if the disk did not take it."""
+        staged = checkpoints.staging_path(folder, step)
+        self._staging = os.path.dirname(staged)
+        try:
+            with self._noting_errors():
+                super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        with self._noting_errors():
+            if self.state.best_model_checkpoint == staged:
+                self.state.best_model_checkpoint = checkpoints.checkpoint_path(folder, step)
+                if self.args.should_save:
+                    self.state.save_to_json(os.path.join(staged, TRAINER_STATE_NAME))
+        error = self._error_of_any()  # all processes have written, so that the name can be given
+        if error is None:
+            if self.args.should_save:
+                with self._noting_errors():
+                    checkpoints.commit(folder, step)
+            error = self._error_of_any()
+        return error
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self._push_when_whole = True
 
-    def _errors_of_all(self) -> list[str]:
-        return [error for errors in gather_object([self._save_errors]) for error in errors]
+    def _error_of_any(self) -> str | None:
+        return next((error for errors in gather_object([self._save_errors]) for error in errors), None)
 
     @contextmanager
     def _noting_errors(self) -> Iterator[None]:
-        """Outside of a checkpoint it does nothing; within, a full disk must not keep a process from a barrier."""
-        noting = self._staging is not None
+        """While a checkpoint is saved, a full disk must not keep a process from a barrier; else it does nothing."""
         try:
             yield
         except (OSError, SafetensorError, RuntimeError) as error:
             # torch's writer raises RuntimeErrors that say nothing about the disk but where it stopped.
             writer = any(word in str(error) for word in ("PytorchStreamWriter", "unexpected pos", "inline_container"))
-            if not noting or (isinstance(error, RuntimeError) and not writer):
+            if self._save_errors is None or (isinstance(error, RuntimeError) and not writer):
                 raise
             self._save_errors.append(f"{type(error).__name__}: {error}")
 
@@ -247,7 +257,7 @@ class ResumableTrainer(Trainer):
     # Data
 
     def get_train_dataloader(self) -> DataLoader:
-        """As in transformers; streams that can say where they are go on by that, and all ranks read parts of their own."""
+        """As in transformers, but a stream that can say where it is goes on by that; each rank reads its own part."""
         self._running, self._unchecked, self._stream = [], [], None
         args = self.args
         parts = max(1, args.dataloader_num_workers) * args.world_size
@@ -282,19 +292,26 @@ class ResumableTrainer(Trainer):
     # Losses that are not finite
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        self._names = _names(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._running.append((loss, self._names))
+        self._running.append((loss, _names(inputs)))
         return loss
+
+    def compute_loss(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = {key: value for key, value in inputs.items() if key not in NOT_FOR_THE_MODEL}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         if self._running:
             self._unchecked.append((self.state.global_step, self._running, grad_norm))
             self._running = []
         due = self.control.should_log or self.control.should_save or self.control.should_evaluate
-        if due or self.control.should_training_stop or tr_loss.device.type == "cpu":  # elsewhere the host would wait
+        if due or self.control.should_training_stop or not self._looking_waits():
             self._check_finite()
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _looking_waits(self) -> bool:
+        """Whether a number must first come from a device, which the host is steps ahead of."""
+        return self.args.device.type != "cpu"
 
     def _check_finite(self) -> None:
         """Look at the losses and gradients since the last time, in one transfer from the device.
@@ -310,8 +327,8 @@ class ResumableTrainer(Trainer):
             for row, (_, _, grad_norm) in zip(values, steps, strict=True):
                 row.extend([] if grad_norm is None else [_as_local(grad_norm, row[0])])
         flat = torch.stack([value.detach().float().reshape(()) for row in values for value in row]).cpu()
-        good = iter(torch.isfinite(flat).tolist())
-        bad = [number for number, row in enumerate(values) if not all([next(good) for _ in row])]
+        row_of_value = [number for number, row in enumerate(values) for _ in row]
+        bad = [number for number, good in zip(row_of_value, torch.isfinite(flat).tolist(), strict=True) if not good]
         first = bad[0] if bad else len(steps)
         if self.args.world_size > 1:
             first = int(self.accelerator.gather(torch.tensor([first], device=self.args.device)).min())
@@ -334,10 +351,6 @@ class ResumableTrainer(Trainer):
             + "Look at these samples, lower learning_rate, set max_grad_norm=1, or train in bf16 or float32 if this is "
             "fp16"
         )
-
-    def prediction_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        _names(inputs)  # the model has no use for them
-        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         loader = super().get_eval_dataloader(eval_dataset)
@@ -369,8 +382,8 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _names(inputs: Any) -> list[str]:
-    """Take `id` and `dataset` out of a batch."""
-    ids, sources = inputs.pop("id", None), inputs.pop("dataset", None)
+    """What the samples of a batch are called."""
+    ids, sources = inputs.get("id"), inputs.get("dataset")
     if ids is None:
         return []
     return [_name(*pair) for pair in zip(ids, sources or [None] * len(ids), strict=True)]
