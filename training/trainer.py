@@ -22,11 +22,12 @@ from .arguments import InstructBLIPTrainingArguments
 from .encode_once import EncodeOnceMixin
 from .evaluation import EvaluationMixin
 from .resumable_trainer import ResumableTrainer
+from .sharding import ShardedTrainer, gathered
 
 logger = logging.get_logger(__name__)
 
 
-class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer):
+class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, ShardedTrainer):
     """Train the Q-Former, its queries, the projection and the vision LayerNorm; everything else is frozen.
 
     - Precision: what trains is float32, whatever it was loaded in, as steps of 1e-5 vanish in bfloat16. With
@@ -127,6 +128,12 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer):
         self._save_whole_model = not _internal_call and not self._backbones_are_known()
         super().save_model(output_dir, _internal_call=_internal_call)
 
+    def _gathered_model(self) -> dict[str, torch.Tensor]:
+        model = self.accelerator.unwrap_model(self.model)
+        if self._save_whole_model or isinstance(model, PeftModel):
+            return super()._gathered_model()
+        return gathered(model.bridge_state_dict().items(), keep=self.args.should_save)
+
     def _backbones_are_known(self) -> bool:
         model = self.accelerator.unwrap_model(self.model)
         return bool(model.known_backbones)
@@ -140,13 +147,14 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer):
         output_dir = output_dir or self.args.output_dir
         os.makedirs(output_dir, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
+        bridge = model.bridge_state_dict() if state_dict is None else state_dict
         if self._backbones_are_known():
-            model.save_pretrained(output_dir, bridge_only=True)
+            model.save_pretrained(output_dir, bridge_only=True, state_dict=state_dict)
         else:  # enough to resume; loading it as a model says that the backbones are missing
             config = copy.deepcopy(model.config)
             config.bridge_only = True
             config.save_pretrained(output_dir)
-            save_file(model.bridge_state_dict(), os.path.join(output_dir, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+            save_file(bridge, os.path.join(output_dir, SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
         if self.processing_class is not None:
             self.processing_class.save_pretrained(output_dir)
 
