@@ -459,10 +459,17 @@ class InstructBLIPForConditionalGeneration(
         """Zero that depends on the bridge, so that a batch without images has zero gradients for it and not none.
 
         Without it such a batch cannot be trained on alone, and processes whose batches have images would wait for it.
+        Where these share the tower's weights as well (FSDP2, ZeRO-3), it runs too.
         """
         norm = self.vision_layernorm.weight
         text = torch.zeros(1, 1, dtype=torch.long, device=norm.device) if self.config.qformer_text_input else None
-        features = self.get_image_features(image_embeds=torch.zeros_like(norm)[None, None], qformer_input_ids=text)
+        vision = self.config.vision_config
+        if any(hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id") for parameter in self.parameters()):
+            size = (vision.image_size,) * 2 if isinstance(vision.image_size, int) else vision.image_size
+            image = {"pixel_values": torch.zeros(1, vision.num_channels, *size, device=norm.device)}
+        else:
+            image = {"image_embeds": torch.zeros(1, 1, vision.hidden_size, device=norm.device)}
+        features = self.get_image_features(**image, qformer_input_ids=text)
         return 0.0 * features.pooler_output.float().sum()
 
     def _decoder_only(self, embeds, mask, is_image, labels, num_items_in_batch, skip_logits, full_mask, kwargs):
