@@ -466,7 +466,7 @@ class InstructBLIPForConditionalGeneration(
         vision = self.config.vision_config
         if any(hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id") for parameter in self.parameters()):
             size = (vision.image_size,) * 2 if isinstance(vision.image_size, int) else vision.image_size
-            image = {"pixel_values": torch.zeros(1, vision.num_channels, *size, device=norm.device)}
+            image = {"pixel_values": torch.zeros(1, 3, *size, device=norm.device)}
         else:
             image = {"image_embeds": torch.zeros(1, 1, vision.hidden_size, device=norm.device)}
         features = self.get_image_features(**image, qformer_input_ids=text)
