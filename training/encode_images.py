@@ -1,58 +1,81 @@
-"""Fill a feature cache before training, from the same recipe: `python -m instructblip.training.encode_images`.
+"""[`encode_images`]: fill a feature cache before training, on as many processes as there are.
 
-    python -m instructblip.training.encode_images --config examples/finetune.yaml --feature_cache features
-    accelerate launch -m instructblip.training.encode_images --config examples/finetune.yaml --feature_cache features
+    accelerate launch examples/train.py --config examples/finetune.yaml --feature_cache features --encode_only true
 
-Processes share the images out. What is in the cache already is not encoded again, so an interrupted run goes on.
+Only the vision tower is loaded. What is in the cache already is not encoded again, so an interrupted run goes on.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
+import datasets
 import torch
-from accelerate import PartialState
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoModel
-from transformers.utils import is_torch_bf16_gpu_available
-from trl import TrlParser
 
-from instructblip.datasets_builders import load, load_own
-from instructblip.datasets_builders.table import TABLE
 from instructblip.modeling import InstructBLIPConfig, InstructBLIPForConditionalGeneration
 from instructblip.modeling.backbones import commit_of, load_backbone
 from instructblip.processing import InstructBLIPProcessor
 
+from .arguments import InstructBLIPTrainingArguments
 from .feature_cache import BatchImages, FeatureCache, encoder, leave_images_encoded
 
 
-@dataclass
-class EncodeImages:
-    """Lines of a training recipe that say which images there are and what encodes them; its others are passed over."""
+def encode_images(
+    model: str, training_data: Sequence[Any], args: InstructBLIPTrainingArguments, dtype: str = "auto"
+) -> FeatureCache:
+    """Put the features of all images into `args.feature_cache`; several processes share them out.
 
-    model: str = field(metadata={"help": "Hub id or folder of the InstructBLIP model that will train."})
-    feature_cache: str = field(metadata={"help": "Folder of the cache."})
-    data: str = field(metadata={"help": "File, folder or Hub id with the images, or the name of a dataset."})
-    split: str | None = field(default="train", metadata={"help": "Of `data`."})
-    eval_data: str | None = field(default=None, metadata={"help": "Another such file or folder, or a split of `data`."})
-    data_config: str | None = field(default=None, metadata={"help": "Variant of the dataset that `data` names."})
-    data_dir: str | None = field(default=None, metadata={"help": "Official files of the dataset that `data` names."})
-    image_dir: str | None = field(default=None, metadata={"help": "Images of a file, where they are not beside it."})
-    dtype: str = field(default="auto", metadata={"help": "Precision to load in, as in training."})
-    bf16: bool | None = field(default=None, metadata={"help": "As in training. Default: where a GPU can do it."})
-    use_cpu: bool = field(default=False, metadata={"help": "As in training."})
-    feature_cache_dtype: str = field(default="bfloat16", metadata={"help": "bfloat16 or float32."})
-    feature_cache_gb: float | None = field(
-        default=None, metadata={"help": "Largest size of the folder, in 10^9 bytes."}
+    Args:
+        model: Hub id or folder of the model that will train, with its processor.
+        training_data: datasets that it will train on or be evaluated with: an `InstructionDataset` or
+            `InstructionMixture`, a `datasets.Dataset` with `image` or `images`, or a list of samples.
+        args: those of the training; `per_device_eval_batch_size` images are encoded at a time.
+        dtype: what the model will be loaded in.
+
+    Returns:
+        The cache.
+
+    Raises:
+        TypeError: a dataset that cannot be read row by row, such as a stream.
+        ValueError: `args` name no cache, or an image cannot be read; the message says which.
+    """
+    if args.feature_cache is None:
+        raise ValueError("feature_cache is not set: it is the folder that the features go into")
+    processor = InstructBLIPProcessor.from_pretrained(model)
+    with_tower = load_tower(model, dtype)
+    with_tower.vision_model.to(device=args.device, dtype=torch.bfloat16 if args.bf16 else None)
+    settings = args.feature_cache_dtype, args.feature_cache_gb, args.feature_cache_views
+    cache = FeatureCache(args.feature_cache, with_tower, processor, *settings)
+    tables = [table for dataset in training_data for table in _tables(dataset)]
+    loader = DataLoader(
+        RowsOfProcess(tables, args.process_index, args.world_size),
+        batch_size=args.per_device_eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        collate_fn=LookUp(cache, processor),
     )
-    feature_cache_views: int = field(default=1, metadata={"help": "Views of each image; all but one are random crops."})
-    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Images encoded at a time."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that open images, for each device."})
+    encode = encoder(
+        with_tower, lambda: torch.autocast(args.device.type, torch.bfloat16) if args.bf16 else nullcontext()
+    )
+    seen = added = 0
+    for images, names, pixels in tqdm(loader, disable=args.disable_tqdm or args.process_index > 0, unit="batch"):
+        seen += images
+        missing = [number for number, name in enumerate(names) if cache.store.get(name) is None]  # still
+        while missing and not cache.store.stopped:  # rows may have several images
+            part, missing = missing[: args.per_device_eval_batch_size], missing[args.per_device_eval_batch_size :]
+            encoded = encode(pixels[part].to(args.device)).to(cache.dtype)
+            for number, features in zip(part, encoded, strict=True):
+                cache.store.put(names[number], features)
+            added += len(part)
+    cache.store.flush()
+    process = f"process {args.process_index}: " if args.world_size > 1 else ""
+    size = cache.store.size() / 1e9
+    print(f"{process}{seen} images, {added} of them new, in {cache.folder}; all caches there have {size:.3g} GB")
+    return cache
 
 
 def load_tower(name: str, dtype: str = "auto") -> InstructBLIPForConditionalGeneration:
@@ -71,26 +94,11 @@ def load_tower(name: str, dtype: str = "auto") -> InstructBLIPForConditionalGene
     return model.eval()
 
 
-def rows_of(options: EncodeImages) -> list[Any]:
-    """The rows of `data` and `eval_data`, as examples/train.py loads them, with images that are not decoded."""
-    wanted = [(options.data, options.split)]
-    if options.eval_data is not None:
-        own = options.data not in TABLE and os.path.exists(options.eval_data)
-        wanted.append((options.eval_data, None) if own else (options.data, options.eval_data))
-    loaded = [
-        load(source, options.data_dir, options.data_config, split=split)
-        if source in TABLE
-        else load_own(source, options.image_dir, split, options.data_config)
-        for source, split in wanted
-    ]
-    return [leave_images_encoded(rows) for rows in loaded]
-
-
-class ImagesOnly(torch.utils.data.Dataset):
-    """What one of several processes is to encode: (image id, images of a row)."""
+class RowsOfProcess(Dataset):
+    """What one of several processes is to encode: (what a row is called, its images)."""
 
     def __init__(self, tables: Sequence[Any], rank: int, world_size: int):
-        self.tables = [_image_columns(rows) for rows in tables]
+        self.tables = tables
         self.rows = [(table, row) for table, rows in enumerate(tables) for row in range(len(rows))][rank::world_size]
 
     def __len__(self) -> int:
@@ -99,16 +107,33 @@ class ImagesOnly(torch.utils.data.Dataset):
     def __getitem__(self, item: int) -> tuple[str, list[Any]]:
         table, row = self.rows[item]
         values = self.tables[table][row]
-        images = values["images"] if "images" in values else [values["image"]]
-        return values.get("image_id", f"row {row}"), [image for image in images if image is not None]
+        images = values.get("images")
+        images = [values.get("image")] if images is None else images
+        return values.get("image_id") or f"row {row}", [image for image in images if image is not None]
 
 
-def _image_columns(rows: Any) -> Any:
-    return rows.select_columns([name for name in ("image", "images", "image_id") if name in rows.column_names])
+def _tables(dataset: Any) -> Iterator[Any]:
+    """What has the images of a dataset, each row once."""
+    if hasattr(dataset, "datasets"):
+        for part in dataset.datasets.values():
+            yield from _tables(part)
+    elif hasattr(dataset, "rows"):
+        yield from _tables(dataset.rows)
+    elif isinstance(dataset, datasets.Dataset):
+        columns = [name for name in ("image", "images", "image_id") if name in dataset.column_names]
+        yield leave_images_encoded(dataset.select_columns(columns))
+    elif isinstance(dataset, (list, tuple)):
+        yield dataset
+    else:
+        raise TypeError(
+            f"the images of a {type(dataset).__name__} cannot be encoded before training: an InstructionDataset, an "
+            "InstructionMixture, a datasets.Dataset or a list was expected. Training caches those of any other dataset "
+            "as they come"
+        )
 
 
 class LookUp:
-    """Collates rows into the images that are not in the cache: their names, and (images, 3, height, width) or None."""
+    """Collates rows into how many images they show, and names and pixels of those that are not in the cache."""
 
     def __init__(self, cache: FeatureCache, processor: InstructBLIPProcessor):
         self.store, self.views, self.processor = cache.store, cache.views, processor
@@ -116,57 +141,13 @@ class LookUp:
     def __call__(self, rows: Sequence[tuple[str, list[Any]]]) -> tuple[int, list[str], torch.Tensor | None]:
         names: list[str] = []
         pixels: list[torch.Tensor] = []
-        seen: set[str] = set()
+        seen = 0
         for epoch in range(self.views):  # each takes another view
             images = BatchImages(self.store, self.processor, self.views, epoch)
-            for image_id, sources in rows:
+            for called, sources in rows:
                 for number, source in enumerate(sources):
-                    images.add(source, f"image {number} of {image_id}")
+                    images.add(source, f"image {number} of {called}")
+            seen += len(images.names)
             names += images.missing
             pixels += images.pixels
-            seen.update(images.names)
-        return len(seen), names, torch.cat(pixels) if pixels else None
-
-
-def main(arguments: list[str] | None = None) -> None:
-    (options,) = TrlParser(EncodeImages).parse_args_and_config(arguments, fail_with_unknown_args=False)
-    state = PartialState(cpu=options.use_cpu)
-    bf16 = options.bf16
-    if bf16 is None:
-        bf16 = state.device.type != "cpu" and is_torch_bf16_gpu_available()
-    processor = InstructBLIPProcessor.from_pretrained(options.model)
-    model = load_tower(options.model, options.dtype)
-    model.vision_model.to(device=state.device, dtype=torch.bfloat16 if bf16 else None)
-    settings = options.feature_cache_dtype, options.feature_cache_gb, options.feature_cache_views
-    cache = FeatureCache(options.feature_cache, model, processor, *settings)
-    rows = ImagesOnly(rows_of(options), state.process_index, state.num_processes)
-    loader = DataLoader(
-        rows,
-        batch_size=options.per_device_eval_batch_size,
-        num_workers=options.dataloader_num_workers,
-        collate_fn=LookUp(cache, processor),
-    )
-    encode = encoder(model, lambda: torch.autocast(state.device.type, torch.bfloat16) if bf16 else nullcontext())
-    seen = added = 0
-    for found, names, pixels in tqdm(loader, disable=not state.is_main_process, unit="batch"):
-        seen += found
-        if pixels is not None and not cache.store.stopped:
-            for some, some_names in _parts(pixels, names, options.per_device_eval_batch_size):
-                for name, features in zip(some_names, encode(some.to(state.device)), strict=True):
-                    cache.store.put(name, features.to(cache.dtype))
-            added += len(names)
-    cache.store.flush()
-    process = f"process {state.process_index}: " if state.num_processes > 1 else ""
-    size = cache.store.size() / 1e9
-    print(f"{process}{seen} images, {added} of them new, in {cache.folder}; all caches there have {size:.3g} GB")
-    state.destroy_process_group()
-
-
-def _parts(pixels: torch.Tensor, names: list[str], size: int):
-    """Rows of several images, and views, make batches of more than `size`."""
-    for start in range(0, len(names), size):
-        yield pixels[start : start + size], names[start : start + size]
-
-
-if __name__ == "__main__":
-    main()
+        return seen, names, torch.cat(pixels) if pixels else None

@@ -118,8 +118,8 @@ class FeatureCache:
                 if encode is None:
                     raise RuntimeError(
                         f"{len(missing)} images of a batch are not in the feature cache {self.folder}, and the vision "
-                        "tower is spread over several processes, which cannot encode them here: run "
-                        "python -m instructblip.training.encode_images first"
+                        "tower is spread over several processes, which cannot encode them here: do it before, with "
+                        "encode_images (docs/feature_cache.md)"
                     )
                 encoded = encode(pixels[missing]).detach().to(self.dtype)
                 for number, features in zip(missing, encoded, strict=True):

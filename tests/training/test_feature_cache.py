@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -12,9 +13,9 @@ from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor, TrainerCallback
 
 from instructblip import InstructBLIPCollator, InstructBLIPForConditionalGeneration, InstructBLIPProcessor
-from instructblip.datasets_builders import InstructionDataset, load_own
+from instructblip.datasets_builders import InstructionDataset, InstructionMixture, load_own
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
-from instructblip.training.encode_images import ImagesOnly, main
+from instructblip.training.encode_images import RowsOfProcess, encode_images
 from instructblip.training.feature_cache import FeatureCache, encoder, image_digest, leave_images_encoded, view_of
 from instructblip.training.feature_store import FeatureStore
 
@@ -325,7 +326,7 @@ def test_features_of_ones_own_pass_through(cache, model, processor, tiny_images)
 
 
 def test_what_is_missing_where_nothing_can_be_encoded_is_an_error_that_says_what_to_run(cache, processor, samples):
-    with pytest.raises(RuntimeError, match="2 images of a batch are not in the feature cache.*encode_images first"):
+    with pytest.raises(RuntimeError, match="2 images of a batch are not in the feature cache.*with encode_images"):
         collate_and_complete(cache(), processor, samples[:4], None)
 
 
@@ -478,56 +479,85 @@ def test_another_collator_is_refused(model, processor, samples, tmp_path):
 
 
 @pytest.fixture
-def recipe(model, processor, photos, tmp_path):
-    """A model in a folder, and data that ask two questions about each of eight pictures."""
+def saved(model, processor, tmp_path):
+    """A model and its processor in a folder."""
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def own_data(photos, tmp_path):
+    """Two questions about each of eight pictures."""
     lines = [
         {"image": f"photos/{number}.png", "question": question, "answer": "no"}
         for number in range(8)
         for question in QUESTIONS
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    (tmp_path / "recipe.yaml").write_text(
-        f"model: {tmp_path / 'model'}\ndata: {tmp_path / 'train.jsonl'}\nfeature_cache: {tmp_path / 'cache'}\n"
-        "use_cpu: true\nlearning_rate: 1.0e-5\n"
-    )
-    return str(tmp_path / "recipe.yaml")
+    return InstructionDataset(load_own(str(tmp_path / "train.jsonl")), "own", task="vqa")
 
 
-def test_images_encoded_before_are_all_found_in_training(recipe, tmp_path, capsys):
-    main(["--config", recipe])
+@pytest.fixture
+def arguments(tmp_path):
+    def make(**options):
+        cache = str(tmp_path / "cache")
+        defaults = dict(use_cpu=True, report_to="none", feature_cache=cache, disable_tqdm=True, save_strategy="no")
+        return InstructBLIPTrainingArguments(str(tmp_path / "run"), **{**defaults, **options})
+
+    return make
+
+
+def test_images_encoded_before_are_all_found_in_training(saved, own_data, arguments, capsys):
+    encode_images(saved, [own_data], arguments())
     assert "8 images, 8 of them new" in capsys.readouterr().out
-    main(["--config", recipe, "--dataloader_num_workers", "1"])
+    encode_images(saved, [own_data], arguments(dataloader_num_workers=1))
     assert "8 images, 0 of them new" in capsys.readouterr().out
-    model = InstructBLIPForConditionalGeneration.from_pretrained(tmp_path / "model")
+    model = InstructBLIPForConditionalGeneration.from_pretrained(saved)
     encoded = []
     model.vision_model.register_forward_hook(lambda *_: encoded.append(1))
-    dataset = InstructionDataset(load_own(str(tmp_path / "train.jsonl")), "own", task="vqa")
-    args = InstructBLIPTrainingArguments(
-        str(tmp_path / "run"), max_steps=2, use_cpu=True, report_to="none", feature_cache=str(tmp_path / "cache"),
-        per_device_train_batch_size=4, disable_tqdm=True, warmup_steps=0, save_strategy="no",
-    )  # fmt: skip
-    processor = InstructBLIPProcessor.from_pretrained(tmp_path / "model")
-    InstructBLIPTrainer(model, args, train_dataset=dataset, processing_class=processor).train()
+    args = arguments(max_steps=2, per_device_train_batch_size=4, warmup_steps=0)
+    processor = InstructBLIPProcessor.from_pretrained(saved)
+    InstructBLIPTrainer(model, args, train_dataset=own_data, processing_class=processor).train()
     assert encoded == []
 
 
-def test_all_views_are_encoded(recipe, capsys):
-    main(["--config", recipe, "--feature_cache_views", "3", "--per_device_eval_batch_size", "4"])
-    assert "24 images, 24 of them new" in capsys.readouterr().out
+def test_a_bridge_release_names_the_tower_that_encodes(saved, own_data, arguments, tmp_path, capsys):
+    model = InstructBLIPForConditionalGeneration.from_pretrained(saved)
+    model.save_pretrained(tmp_path / "bridge", bridge_only=True)
+    InstructBLIPProcessor.from_pretrained(saved).save_pretrained(tmp_path / "bridge")
+    for folder, new in ((saved, 8), (str(tmp_path / "bridge"), 0)):
+        encode_images(folder, [own_data], arguments())
+        assert f"8 images, {new} of them new" in capsys.readouterr().out
+
+
+def test_all_views_of_all_parts_of_a_mixture_are_encoded(saved, own_data, photos, arguments, capsys):
+    """The mixture's images are in its two parts, and once more in a list."""
+    mixture = InstructionMixture({"a": own_data, "b": own_data})
+    args = arguments(feature_cache_views=3, per_device_eval_batch_size=4)
+    cache = encode_images(saved, [mixture, [{"image": photo} for photo in photos]], args)
+    assert "72 images, 24 of them new" in capsys.readouterr().out
+    assert len(cache.store) == 24
 
 
 def test_processes_share_the_rows_out(photos):
     rows = _rows(photos)
-    parts = [ImagesOnly([rows, rows], rank, 3) for rank in range(3)]
+    parts = [RowsOfProcess([rows, rows], rank, 3) for rank in range(3)]
     found = [part[item][0] for part in parts for item in range(len(part))]
     assert sorted(found) == sorted(rows["image_id"][:] * 2)
 
 
-def _rows(photos):
-    import datasets
+def test_what_cannot_be_encoded_before_says_so(saved, own_data, photos, arguments, tmp_path):
+    with pytest.raises(ValueError, match="feature_cache is not set"):
+        encode_images(saved, [own_data], arguments(feature_cache=None))
+    with pytest.raises(TypeError, match="images of a IterableDataset cannot be encoded before training"):
+        encode_images(saved, [_rows(photos).to_iterable_dataset()], arguments())
+    Path(photos[3]).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"image 0 of 3.png \(.*photos/3.png\) is not an image"):
+        encode_images(saved, [_rows(photos)], arguments())
 
+
+def _rows(photos):
     columns = {"image": photos, "image_id": [os.path.basename(photo) for photo in photos]}
     return leave_images_encoded(datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()))
 
