@@ -72,6 +72,30 @@ def exact_match(prediction: str, answers: Iterable[str]) -> float:
     return float(normalise_answer(prediction) in {normalise_answer(answer) for answer in answers})
 
 
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """The VQA score of a question: min(1, n / 3), n the number of others who gave this answer, averaged over people.
+
+    As in the official script, the prediction is normalised; of the answers only the punctuation is, and only where they
+    are not all the same.
+
+    Args:
+        answers: one of each person, repeats kept; ten in VQAv2.
+
+    Raises:
+        TypeError: `answers` is one string, whose letters would pass for answers.
+        ValueError: there is none.
+    """
+    if isinstance(answers, str):
+        raise TypeError(f"answers is the string {answers!r}: pass a list of answers")
+    if not answers:
+        raise ValueError("answers is empty: a question that nobody answered has no score")
+    truths = [_strip_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else list(answers)
+    given = normalise_answer(prediction)
+    same = sum(truth == given for truth in truths)
+    scores = [min(1.0, (same - (truth == given)) / 3) for truth in truths]
+    return sum(scores) / len(scores)
+
+
 def mean_of_scored(scores: Iterable[float | None]) -> float:
     """Mean of the documents that have this score; NaN if none has."""
     scored = [score for score in scores if score is not None]

@@ -21,6 +21,7 @@ from .console import use_console
 from .homogeneous import HomogeneousSampler
 
 Scorer = Callable[[list[str], list[Mapping[str, Any]]], dict[str, float]]
+PARTS_OF_THE_LOSS = ("loss_itc", "loss_itm", "loss_itg")  # of stage 1
 NOT_FOR_THE_MODEL = ("id", "dataset")  # what `InstructBLIPCollator(keep_ids=True)` adds
 
 
@@ -29,7 +30,7 @@ class EvaluationMixin(Trainer):
 
     - Training: every log has `token_accuracy`, the share of answer tokens that were the most likely ones, and, where
       samples come from several datasets, `loss/NAME` and `token_accuracy/NAME` of each, over all tokens since the last
-      log, of all processes. Samples name their dataset with the key `dataset`.
+      log, of all processes. Samples name their dataset with the key `dataset`. Stage 1 has the three parts of its loss.
     - Evaluation: `eval_loss` is the mean over all answer tokens, and `eval_token_accuracy` goes with it.
     - With `args.predict_with_generate` answers are generated from the instructions. `compute_metrics`, if there is one,
       gets their ids as predictions, padded with -100, for both kinds of language model; `scorer` gets their texts.
@@ -38,15 +39,16 @@ class EvaluationMixin(Trainer):
 
     Args:
         scorer: called with the answers and, for each, a dict of what its sample holds (`dataset`, `response`, and of an
-            `InstructionDataset` all that is in the row schema, such as `answers`); returns metric -> value, and the
-            first of them is also called `score`. {} where nothing is to be scored. Default: `exact_match`, unless there
-            is `compute_metrics`.
+            `InstructionDataset` its `task` and all of the row schema, such as `answers`); returns metric -> value, and
+            the first of them is also called `score`. {} where nothing is to be scored. Default: `exact_match`, unless
+            there is `compute_metrics`.
     """
 
     def __init__(self, *args: Any, scorer: Scorer | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.scorer = exact_match if scorer is None and self.compute_metrics is None else scorer
         self._sums = DatasetSums()
+        self._parts: list[torch.Tensor] = []  # (3,) of each batch since the last log
         self._datasets: Sequence[str | None] | None = None  # of the rows of the batch at hand
         self._evaluated: torch.Tensor | None = None  # (3,), sums of `row_sums` over an evaluation
         use_console(self)
@@ -67,6 +69,8 @@ class EvaluationMixin(Trainer):
             else:
                 total = self.accelerator.gather_for_metrics(rows).sum(dim=0)
                 self._evaluated = total if self._evaluated is None else self._evaluated + total
+        elif model.training and getattr(outputs, PARTS_OF_THE_LOSS[0], None) is not None:
+            self._parts.append(torch.stack([outputs[part].detach() for part in PARTS_OF_THE_LOSS]))
         return (loss, outputs) if return_outputs else loss
 
     def _learned_per_row(self, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -78,7 +82,15 @@ class EvaluationMixin(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._sums.take())
+            logs.update(self._take_parts())
         super().log(logs, start_time)
+
+    def _take_parts(self) -> dict[str, float]:
+        """The parts of the loss, as means over batches and processes since the last time."""
+        mine = [torch.stack(self._parts).mean(dim=0).tolist()] if self._parts else []
+        self._parts = []
+        gathered = gather_object(mine)
+        return dict(zip(PARTS_OF_THE_LOSS, np.mean(gathered, axis=0).tolist(), strict=True)) if gathered else {}
 
     # ---- evaluation
 
@@ -122,7 +134,8 @@ class EvaluationMixin(Trainer):
         if isinstance(dataset, (list, tuple)):
             return decoded, list(dataset)
         if hasattr(dataset, "sample") and hasattr(dataset, "text"):
-            return decoded, [{**dataset.sample(item), **dataset.text(item)} for item in range(len(decoded))]
+            task = {"task": dataset.format.task} if hasattr(dataset, "format") else {}
+            return decoded, [{**dataset.sample(item), **dataset.text(item), **task} for item in range(len(decoded))]
         return decoded, [{"response": response} for response in self._decode(output.label_ids)]
 
     def _decode(self, ids: Any) -> list[str]:
@@ -145,13 +158,15 @@ class EvaluationMixin(Trainer):
             return SequentialSampler(eval_dataset)  # whatever the training order: answers are matched to samples
         return super()._get_eval_sampler(eval_dataset)
 
-    # ---- batches of one dataset
+    # ---- order of training
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if not self.args.homogeneous_batches:
-            return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        return HomogeneousSampler(dataset, self._train_batch_size, self.args.data_seed or self.args.seed)
+        if self.args.homogeneous_batches:
+            return HomogeneousSampler(dataset, self._train_batch_size, self.args.data_seed or self.args.seed)
+        if hasattr(dataset, "sources") and self.args.train_sampling_strategy == "random":
+            return SequentialSampler(dataset)  # a mixture's order is drawn already, and a list of it would be long
+        return super()._get_train_sampler(train_dataset)
 
 
 class DatasetSums:

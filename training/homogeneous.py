@@ -54,4 +54,5 @@ class HomogeneousSampler(Sampler[int]):
         rest.sort(key=lambda counted: -counted[0])  # stable: the fullest first
         batches = np.concatenate([batches, *(filled[None] for _, filled in rest[:missing])])
         np.random.default_rng([self.seed, self.mixture.epoch]).shuffle(batches)
-        yield from batches.ravel().tolist()
+        for batch in batches:  # a list of all would take gigabytes for the paper's mixture
+            yield from batch.tolist()

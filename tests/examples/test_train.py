@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil
 
 import instructblip
+from instructblip.datasets_builders.data_sources import training_data, validation_data
 from instructblip.datasets_builders.official_files import BadRowError
+from instructblip.datasets_builders.table import TABLE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -92,9 +94,10 @@ def test_the_command_line_overrides_the_recipe(script, model_folder, questions, 
 
 
 def test_a_dataset_with_a_builder_is_named(script):
-    options = script.FineTuning(model="", data="vqa_rad", eval_data="test", data_dir=str(EXAMPLES / "vqa_rad" / "data"))
-    sample = script.eval_dataset(options)[0]
-    assert sample["dataset"] == "vqa_rad"
+    folder = str(EXAMPLES / "vqa_rad" / "data")
+    (source,) = script.sources(script.Recipe(data="vqa_rad", eval_data="test", data_dir=folder))
+    sample = validation_data([source])["vqa_rad"][0]
+    assert (sample["dataset"], sample["template"]) == ("vqa_rad", TABLE["vqa_rad"].prompt)
     assert sample["image"].size[0] <= 224
 
 
@@ -114,7 +117,7 @@ def pictures(tmp_path, tiny_images):
 
 
 def texts(script, data, **options):
-    items = script.dataset(script.FineTuning(model="", data=str(data), **options), str(data), "train")
+    items = training_data(script.sources(script.Recipe(data=str(data), **options)))
     return [(item["instruction"], item["response"]) for item in items]
 
 
@@ -134,16 +137,18 @@ def test_captions_take_wordings_of_their_own(script, pictures):
 def test_choices_are_listed_behind_the_question_or_where_the_prompt_says(script, pictures):
     data = pictures("a.jsonl", {"image": "a.png", "question": "a ?", "choices": ["b", "c"], "answer": "c"})
     assert texts(script, data, prompt="{question} {options}:") == [("a ? (a) b (b) c:", "c")]
-    assert texts(script, data) == [("Question: a ? Options: (a) b (b) c. Short answer:", "c")]
+    assert texts(script, data, prompt="Question: {question} Short answer:") == [
+        ("Question: a ? Options: (a) b (b) c. Short answer:", "c")
+    ]
 
 
 def test_the_data_to_evaluate_on_are_a_file_or_a_split(script, pictures):
     record = {"image": "a.png", "question": "a ?", "answer": "b"}
     train, test = pictures("train.jsonl", record, record | {"answer": "c"}), pictures("test.jsonl", record)
     for data, evaluated in ((train, str(test)), (train.parent, "test")):
-        options = script.FineTuning(model="", data=str(data), eval_data=evaluated)
-        assert len(script.eval_dataset(options)) == 1
-        assert len(script.dataset(options, options.data, "train")) == 2
+        sources = script.sources(script.Recipe(data=str(data), eval_data=evaluated))
+        assert [len(dataset) for dataset in validation_data(sources).values()] == [1]
+        assert len(training_data(sources)) == 2
 
 
 def test_a_bad_row_is_named(script, pictures):
