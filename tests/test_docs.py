@@ -171,6 +171,8 @@ def save_stand_ins(folder):
     import torch
     from transformers import (
         AutoModelForCausalLM,
+        BertConfig,
+        BertForPreTraining,
         SiglipConfig,
         SiglipImageProcessorPil,
         SiglipModel,
@@ -197,7 +199,8 @@ def save_stand_ins(folder):
     AutoModelForCausalLM.from_config(decoder_config("qwen2")).save_pretrained(qwen)
     bytes_tokenizer().save_pretrained(qwen)
     qformer_tokenizer().save_pretrained(bert)
-    (bert / "config.json").write_text('{"model_type": "bert"}')
+    sizes = {name: size for name, size in QFORMER.items() if name != "encoder_hidden_size"}
+    BertForPreTraining(BertConfig(**{**sizes, "vocab_size": QFORMER["vocab_size"] - 1})).save_pretrained(bert)
     return folders
 
 

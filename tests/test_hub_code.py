@@ -10,7 +10,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 import instructblip.modeling
 import instructblip.processing
-from instructblip import InstructBLIPProcessor
+from instructblip import InstructBLIPForPreTraining, InstructBLIPProcessor
 
 FOLDERS = {name: Path(getattr(instructblip, name).__file__).parent for name in ("modeling", "processing")}
 FILES = [path for folder in FOLDERS.values() for path in sorted(folder.glob("*.py"))]
@@ -81,4 +81,11 @@ def test_saving_model_and_processor_copies_exactly_the_files_they_need(
     needed = needed_files(FOLDERS["modeling"] / "modeling_instruct_blip.py")
     needed |= needed_files(FOLDERS["processing"] / "processing_instruct_blip.py")
     assert {path.name for path in tmp_path.glob("*.py")} == needed
-    assert not needed & {"__init__.py", "convert_lavis.py", "collator.py"}
+    assert not needed & {"__init__.py", "convert_lavis.py", "collator.py", "modeling_pretraining.py"}
+
+
+def test_saving_a_stage_1_model_copies_exactly_the_files_it_needs(tmp_path, tiny_config):
+    InstructBLIPForPreTraining(tiny_config()).save_pretrained(tmp_path)
+    needed = needed_files(FOLDERS["modeling"] / "modeling_pretraining.py")
+    assert {path.name for path in tmp_path.glob("*.py")} == needed
+    assert not needed & {"__init__.py", "convert_lavis.py"}

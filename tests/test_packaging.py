@@ -71,12 +71,19 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_the_registered_classes_are_ours():
-    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoModelForPreTraining,
+    )
 
     config = AutoConfig.for_model("instruct_blip")
     assert type(config) is instructblip.InstructBLIPConfig
     for auto_class in (AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM):
         assert auto_class._model_mapping[type(config)] is instructblip.InstructBLIPForConditionalGeneration
+    assert AutoModelForPreTraining._model_mapping[type(config)] is instructblip.InstructBLIPForPreTraining
 
 
 def test_classes_of_transformers_stay_what_they_were():
