@@ -6,7 +6,17 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessorPil
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoProcessor,
+    BertConfig,
+    BertForPreTraining,
+    CLIPImageProcessorPil,
+    SiglipVisionConfig,
+)
 
 import instructblip
 from instructblip.datasets_builders.data_sources import training_data, validation_data
@@ -14,6 +24,10 @@ from instructblip.datasets_builders.official_files import BadRowError
 from instructblip.datasets_builders.table import TABLE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+TOWER = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=28)
+TOWER |= dict(patch_size=7, vision_use_head=False)
+BERT = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32)
+BERT |= dict(max_position_embeddings=128)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +67,7 @@ def settings(model_folder, tmp_path, **changed):
     """A recipe file with small settings."""
     recipe = yaml.safe_load((EXAMPLES / "finetune.yaml").read_text())
     recipe |= {
-        "model": str(model_folder),
+        "model": model_folder and str(model_folder),
         "eval_data": None,
         "eval_strategy": "no",
         "save_strategy": "no",
@@ -155,3 +169,136 @@ def test_a_bad_row_is_named(script, pictures):
     good = {"image": "a.png", "question": "a", "answer": "b"}
     with pytest.raises(BadRowError, match=r"row 2: image '../model/config.json' is not a name inside the image folder"):
         texts(script, pictures("a.jsonl", good, good | {"image": "../model/config.json"}))
+
+
+# ---- recipes and stages
+
+
+def test_a_recipe_stands_on_those_that_it_includes(script, tmp_path):
+    (tmp_path / "base.yaml").write_text("learning_rate: 1.0e-3\nmodel: base\nmax_steps: 7\n")
+    (tmp_path / "middle.yaml").write_text("include: base.yaml\nmodel: middle\n")
+    (tmp_path / "top.yaml").write_text("include: middle.yaml\ndata: mine\nuse_cpu: true\n")
+    recipe, training = script.parse(["--config", str(tmp_path / "top.yaml"), "--learning_rate", "1e-2"])
+    assert (recipe.model, recipe.data, training.max_steps, training.learning_rate) == ("middle", "mine", 7, 1e-2)
+
+
+def test_a_misspelled_field_is_named(script, tmp_path):
+    (tmp_path / "a.yaml").write_text("learning_rat: 1.0e-3\nuse_cpu: true\n")
+    with pytest.raises(ValueError, match="no such fields: --learning_rat"):
+        script.parse(["--config", str(tmp_path / "a.yaml")])
+
+
+def test_one_kind_of_data_is_expected(script):
+    for recipe in (script.Recipe(), script.Recipe(data="vqa_rad", mixture="mixture.yaml")):
+        with pytest.raises(ValueError, match="give either data, one dataset, or mixture"):
+            script.sources(recipe)
+
+
+@pytest.fixture
+def mixture(tmp_path, tiny_images, questions):
+    """A list of two datasets of one's own, questions and captions; both are validated."""
+    captions = tmp_path / "captions"
+    captions.mkdir()
+    lines = []
+    for number, image in enumerate(tiny_images[4:]):
+        image.save(captions / f"{number}.png")
+        lines.append({"image": f"{number}.png", "caption": "a photo of a red dog"})
+    (captions / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    entries = [
+        {"dataset": str(questions), "name": "questions", "validation": "train"},
+        {"dataset": str(captions / "captions.jsonl"), "name": "captions", "validation": "train[:2]"},
+    ]
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump(entries))
+    return str(tmp_path / "mixture.yaml")
+
+
+STEPS = dict(max_steps=2, logging_steps=1, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+
+
+def logged(folder):
+    """Every logged value of a run: name -> values."""
+    history = json.loads(max(folder.glob("checkpoint-*")).joinpath("trainer_state.json").read_text())["log_history"]
+    return {
+        key: [entry[key] for entry in history if key in entry] for key in {key for entry in history for key in entry}
+    }
+
+
+def test_a_mixture_reports_each_dataset_and_keeps_the_best(script, model_folder, mixture, tmp_path):
+    options = dict(mixture=mixture, data=None, predict_with_generate=True, metric_for_best_model="score")
+    script.main(settings(model_folder, tmp_path, per_device_train_batch_size=8, **options, **STEPS))
+    values = logged(tmp_path / "out")
+    assert {"loss/questions", "loss/captions", "token_accuracy/captions", "eval_captions_loss"} <= set(values)
+    assert len(values["eval_questions_accuracy"]) == 2
+    assert values["eval_score"] == values["eval_questions_accuracy"]  # captions have no score
+    assert (tmp_path / "out" / "release" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_homogeneous_batches_streams_and_ablations_are_switches(
+    script, model_folder, mixture, questions, tmp_path, streaming
+):
+    entries = [{**entry, "size": 4, "validation": None} for entry in yaml.safe_load(Path(mixture).read_text())]
+    Path(mixture).write_text(yaml.safe_dump(entries))
+    options = dict(mixture=mixture, data=None, style="plain", sampling="uniform", qformer_text_input=False, max_steps=2)
+    more = dict(streaming=streaming, homogeneous_batches=not streaming, load_best_model_at_end=False)
+    script.main(settings(model_folder, tmp_path, prompt=None, **options, **more))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out" / "release")
+    assert model.config.qformer_text_input is False
+
+
+def test_a_benchmark_is_fine_tuned_by_its_recipe(script, model_folder, tmp_path):
+    recipe = yaml.safe_load((EXAMPLES / "recipes" / "downstream_okvqa.yaml").read_text())
+    changed = {**recipe, "include": str(EXAMPLES / "recipes" / "downstream.yaml"), "model": str(model_folder)}
+    changed |= {"data": "vqa_rad", "data_dir": str(EXAMPLES / "vqa_rad" / "data"), "bf16": False, "use_cpu": True}
+    changed |= {
+        "train_split": "test[:4]",
+        "eval_data": "test[4:6]",
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+    }
+    changed |= {"dataloader_num_workers": 0, "report_to": "none", "disable_tqdm": True, **STEPS}
+    (tmp_path / "downstream.yaml").write_text(yaml.safe_dump(changed))
+    script.main(["--config", str(tmp_path / "downstream.yaml")])
+    values = logged(tmp_path / "out")
+    assert len(values["eval_accuracy"]) == len(values["eval_token_accuracy"]) == 2
+
+
+@pytest.fixture
+def backbones(tmp_path, tiny_config, llama_tokenizer, t5_tokenizer, qformer_tokenizer):
+    """Folders as the Hub has them: a vision tower, a T5, a LLaMA and a BERT, each with what reads for it."""
+    vision = AutoModel.from_config(SiglipVisionConfig(**TOWER))
+    vision.save_pretrained(tmp_path / "vision")
+    CLIPImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False).save_pretrained(tmp_path / "vision")
+    for name, auto, tokenizer in (
+        ("t5", AutoModelForSeq2SeqLM, t5_tokenizer),
+        ("llama", AutoModelForCausalLM, llama_tokenizer),
+    ):
+        auto.from_config(tiny_config(name).text_config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    BertForPreTraining(BertConfig(vocab_size=len(qformer_tokenizer) - 1, **BERT)).save_pretrained(tmp_path / "bert")
+    qformer_tokenizer.save_pretrained(tmp_path / "bert")
+    return {name: str(tmp_path / name) for name in ("vision", "t5", "llama", "bert")}
+
+
+@pytest.mark.parametrize("language", ["t5", "llama"])
+def test_each_stage_starts_from_the_one_before(script, backbones, mixture, questions, tmp_path, language):
+    captions = yaml.safe_load(Path(mixture).read_text())[1]["dataset"]
+    common = dict(max_steps=2, logging_steps=1, save_strategy="steps", load_best_model_at_end=False, prompt=None)
+    vision, bert = backbones["vision"], backbones["bert"]
+
+    def run(stage, **options):
+        folder = tmp_path / f"stage{stage}"
+        script.main(settings(None, tmp_path, stage=stage, output_dir=str(folder), **common, **options))
+        return str(folder / "release")
+
+    first = run(1, data=captions, vision_model=vision, bert=bert)
+    assert {"loss_itc", "loss_itm", "loss_itg"} <= set(logged(tmp_path / "stage1"))
+    second = run(2, data=captions, stage1=first, vision_model=vision, language_model=backbones[language], bert=bert)
+    third = run(3, data=str(questions), model=second)
+    stages = [load_file(Path(folder) / "model.safetensors") for folder in (first, second, third)]
+    words = "qformer.embeddings.word_embeddings.weight"
+    torch.testing.assert_close(stages[1][words], stages[0][words])  # stage 2 reads no text, and keeps what read it
+    assert not torch.equal(stages[2][words], stages[1][words])
+    assert not torch.equal(stages[1]["query_tokens"], stages[0]["query_tokens"])
+    model = AutoModelForImageTextToText.from_pretrained(third)
+    assert model.config.qformer_text_input
