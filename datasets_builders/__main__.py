@@ -130,7 +130,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _line(spec: DatasetSpec) -> tuple[str, ...]:
-    counts = [counts for key, counts in spec.source.counts.items() if key.split("/")[0] == _default_config(spec)]
+    counts = [counts for key, counts in spec.source.counts.items() if key.split("/")[0] == loading.default_config(spec)]
     sizes = (_total(count.rows for count in counts), _total(count.samples for count in counts))
     on_hub = ",".join(
         dict.fromkeys(split for copy in loading.known_copies(spec.name, None, None) for split in copy.splits)
@@ -144,10 +144,6 @@ def _line(spec: DatasetSpec) -> tuple[str, ...]:
         on_hub or "-",
         mark + textwrap.shorten(spec.licence.split(" (")[0], 44),
     )
-
-
-def _default_config(spec: DatasetSpec) -> str:
-    return spec.config or loading.builder_class(spec).DEFAULT_CONFIG_NAME or "default"
 
 
 def _total(values: Iterable[int | None]) -> str:
@@ -200,7 +196,8 @@ def _push(options: argparse.Namespace) -> int:
     folders = {name: _folder(name, options.data_dir, alone=len(names) == 1) for name in names}
     for name, folder in folders.items():
         is_built = loading.holds_rows(folder)
-        rows = loading.load(name, folder, num_proc=options.num_proc, **({} if is_built else _build_options(options)))
+        settings = {"config": options.config} if is_built else _build_options(options)
+        rows = loading.load(name, folder, num_proc=options.num_proc, **settings)
         commits = publishing.push(
             {name: rows}, options.repo, private=not options.public, accept_terms=options.accept_terms,
             seed=options.seed, work_dir=options.work_dir,

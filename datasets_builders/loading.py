@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .hub_copies import HubCopy
 from .hub_rows import CopyReader, copies_of_splits
 from .schema import InstructionBuilder
+from .sharded_building import read_build
 from .table import TABLE, DatasetSpec
 
 COLUMNS = ("image", "images", "image_id", "samples")
@@ -62,7 +65,7 @@ def load(
 
     Args:
         name: a dataset of `table.TABLE`; of our Parquet, the name it was pushed or built under.
-        config: a variant that the builder names; of our Parquet, the Hub config, where it is not `name`.
+        config: a variant that the builder names; of our Parquet on the Hub, the Hub config, where it is not `name`.
         split: "train", also "train[:10%]" and "train+test"; None gives all in a dict.
         streaming: an `IterableDataset` that reads as it goes. Nothing is built or cached. From a copy on the Hub with
             one row a question, only neighbours that show the same image become one row.
@@ -78,16 +81,19 @@ def load(
     Raises:
         BadRowError: a row or image that cannot be used; `on_bad="skip"` leaves it out and counts it.
         ValueError: an unknown dataset, config, split or option, or no source.
-        FileNotFoundError: `data_dir` holds neither official files nor our Parquet.
+        FileNotFoundError: `data_dir` is not there, or holds neither official files nor our Parquet.
     """
     if data_dir is not None and repo_id is not None:
         raise ValueError(f"data_dir={data_dir!r} and repo_id={repo_id!r}: expected one source")
     wanted = (split, tuple(splits), streaming, num_proc)
     if data_dir is not None:
         folder = os.path.expanduser(data_dir)
-        if holds_rows(folder):
-            return _load_folder(name, folder, *wanted, **options)
-        return _load_official(name, folder, config, *wanted, **options)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"data_dir: there is no folder {folder}, seen from {os.getcwd()}")
+        built = next((place for place in (os.path.join(folder, name), folder) if holds_rows(place)), None)
+        if built is None and name in TABLE:
+            return _load_official(name, folder, config, *wanted, **options)
+        return _load_folder(name, built or folder, config, *wanted, **options)
     copies = known_copies(name, repo_id, config)
     if not copies and repo_id is not None:
         published = _published_config(name, repo_id, config, options)
@@ -106,6 +112,11 @@ def _spec(name: str) -> DatasetSpec:
 def builder_class(spec: DatasetSpec) -> type[InstructionBuilder]:
     source = spec.source
     return getattr(importlib.import_module(f".{source.name}", __package__), source.builder)
+
+
+def default_config(spec: DatasetSpec) -> str:
+    """The config of the dataset's builder that is built where none is asked for."""
+    return spec.config or builder_class(spec).DEFAULT_CONFIG_NAME or "default"
 
 
 def _split_names(split: str) -> tuple[str, ...]:
@@ -129,26 +140,36 @@ def _load_official(name, data_dir, config, split, splits, streaming, num_proc, *
 
 def holds_rows(folder: str) -> bool:
     """Whether a folder holds our rows, as Parquet files in it or just below, or as `save_to_disk` leaves them."""
-    folder = glob.escape(folder)
-    patterns = ("dataset_dict.json", "state.json", "*.parquet", "*/*.parquet")
-    return any(next(glob.iglob(os.path.join(folder, pattern)), None) for pattern in patterns)
+    if any(os.path.isfile(os.path.join(folder, name)) for name in ("dataset_dict.json", "state.json")):
+        return True
+    return any(_is_of_rows(path) for path in _parquet_files(folder))
 
 
-def _load_folder(name, folder, split, splits, streaming, num_proc, **options):
+def _is_of_rows(path: str) -> bool:
+    """Whether a Parquet file is one of ours: official downloads may have others, as img2dataset writes beside tars."""
+    try:
+        return {"image_id", "samples"} <= set(pq.read_schema(path).names)
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
+def _load_folder(name, folder, config, split, splits, streaming, num_proc, **options):
     _check_options(f"the rows in {folder}", options, ("cache_dir",))
+    _check_build(name, folder, config)
     if not _parquet_files(folder):
-        rows = datasets.load_from_disk(folder)
-        rows = rows if isinstance(rows, datasets.DatasetDict) else datasets.DatasetDict({str(rows.split): rows})
-        if streaming or (split is not None and split not in rows):
-            raise ValueError(f"{folder} was written by save_to_disk: load a whole split, without streaming")
-        return _our_columns(rows[split] if split else _some_splits(rows, splits), folder)
+        return _our_columns(_saved_rows(folder, split, splits, streaming), folder)
     files: dict[str, list[str]] = {}
+    names = [name, TABLE[name].source.name] if name in TABLE else [name]
     for path in _parquet_files(folder):
-        stem = os.path.basename(path).removeprefix(f"{name}-")
+        stem = os.path.basename(path)
+        for each in names:
+            stem = stem.removeprefix(f"{each}-")
         found = re.fullmatch(r"(\w+?)(-\d{5}(-of-\d{5}|-[0-9a-f]{16})?)?\.parquet", stem)
         if found is None:
             raise ValueError(f"{path}: expected a name such as train-00000-of-00004.parquet, which tells the split")
         files.setdefault(found[1], []).append(path)
+    if len({os.path.dirname(path) for paths in files.values() for path in paths}) > 1:
+        raise ValueError(f"{folder} has several folders with Parquet files, and none is called {name}: pass one")
     wanted = _split_names(split) if split else tuple(splits or files)
     missing = [each for each in wanted if each not in files]
     if missing:
@@ -158,6 +179,32 @@ def _load_folder(name, folder, split, splits, streaming, num_proc, **options):
     if not streaming:
         kwargs["num_proc"] = num_proc
     return _our_columns(datasets.load_dataset("parquet", **kwargs), folder)
+
+
+def _saved_rows(folder: str, split: str | None, splits: Sequence[str], streaming: bool):
+    """What `save_to_disk` wrote."""
+    rows = datasets.load_from_disk(folder)
+    rows = rows if isinstance(rows, datasets.DatasetDict) else datasets.DatasetDict({str(rows.split): rows})
+    if streaming or (split is not None and split not in rows):
+        raise ValueError(f"{folder} was written by save_to_disk: load a whole split, without streaming")
+    return rows[split] if split else _some_splits(rows, splits)
+
+
+def _check_build(name: str, folder: str, config: str | None) -> None:
+    """Whether what a build wrote into `folder` are the rows that are meant.
+
+    Raises:
+        ValueError: rows of another dataset, or of another config.
+    """
+    built = read_build(folder)
+    if built is None:  # written by other means, which do not say what it is
+        return
+    if name in TABLE and built["dataset"] != TABLE[name].source.name:
+        raise ValueError(f"{folder} holds rows of {built['dataset']}, not of {name}")
+    if name in TABLE and TABLE[name].rows_from:
+        config = config or default_config(TABLE[name])
+    if config not in (None, built["config"]):
+        raise ValueError(f"{folder} holds rows of the config {built['config']}, not of {config}: build them")
 
 
 def _parquet_files(folder: str) -> list[str]:
@@ -191,9 +238,11 @@ def _published_config(name: str, repo_id: str, config: str | None, options: dict
     """The config of `repo_id` with rows of ours that is meant; None where it holds something else."""
     access = {key: options[key] for key in ("revision", "token") if key in options}
     configs = datasets.get_dataset_config_names(repo_id, **access)
-    source = TABLE[name].source.name if name in TABLE else name
-    found = next((each for each in (config, name, source) if each in configs), None)
-    if found is None and len(configs) == 1 and config is None:
+    meant = [config] if config else [name]
+    if name in TABLE and default_config(TABLE[name]) == default_config(TABLE[name].source):
+        meant.append(TABLE[name].source.name)  # the same rows, asked about in another way
+    found = next((each for each in meant if each in configs), None)
+    if found is None and len(configs) == 1 and config is None and configs[0] not in TABLE:
         found = configs[0]
     if found is None:
         return None
@@ -216,7 +265,7 @@ def known_copies(name: str, repo_id: str | None, config: str | None) -> list[Hub
             _spec(name)
         return []
     spec = TABLE[name]
-    default = spec.config or builder_class(spec).DEFAULT_CONFIG_NAME or ""
+    default = default_config(spec)
     variant = config or default
     of_variant = [copy for copy in spec.hub or spec.source.hub if (copy.variant or default) == variant]
     return [copy for copy in of_variant if repo_id in (None, copy.repo)]

@@ -21,6 +21,8 @@ from multiprocess import get_context
 
 from .official_files import BadRowError
 
+BUILD = ".build"  # beside what was built: of which dataset and config, and from which state of files, options and code
+
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
@@ -55,9 +57,15 @@ class ShardedBuilder(datasets.GeneratorBasedBuilder):
         Args:
             rank: of this worker, from 0.
             output_dir, file_format: as for `download_and_prepare`.
+
+        Raises:
+            ValueError: a rank that is none, or `output_dir` holds another build.
         """
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size} workers: expected 0 to {world_size - 1}")
         final = output_dir or self.cache_dir
         if os.path.exists(os.path.join(final, "dataset_info.json")):
+            self._check_same(final)
             return
         folder = self._shard_folder(final, file_format)
         every = [shard for split in self._split_names() for shard in self.shards_to_build(split)]
@@ -105,6 +113,22 @@ class ShardedBuilder(datasets.GeneratorBasedBuilder):
         identity = f"{self.config_id}\x1f{self.hash}\x1f{file_format}"
         return os.path.join(f"{final}.shards", hashlib.blake2b(identity.encode(), digest_size=8).hexdigest())
 
+    def _build(self) -> dict[str, str]:
+        """What `BUILD` says."""
+        return {"dataset": self.name, "config": self.config.name, "made_from": f"{self.config_id} {self.hash}"}
+
+    def _check_same(self, folder: str) -> None:
+        """Whether what is in `folder` is what this builder makes; in the cache, the folder's name says so.
+
+        Raises:
+            ValueError: it was built from other files, with other options or by other code.
+        """
+        if os.path.realpath(folder) != os.path.realpath(self.cache_dir) and read_build(folder) != self._build():
+            raise ValueError(
+                f"{folder} holds something that was built from other files, with other options or by another version: "
+                "delete it, or build into another folder"
+            )
+
     def _prepare_split(self, split_generator, file_format="arrow", num_proc=None, max_shard_size=None) -> None:
         if max_shard_size is not None:
             raise ValueError("max_shard_size does not apply: the builder's option shards= decides on the files")
@@ -147,6 +171,8 @@ class ShardedBuilder(datasets.GeneratorBasedBuilder):
         if skipped:
             with open(os.path.join(self._output_dir, f"skipped-{split_info.name}.jsonl"), "w") as file:
                 file.writelines(json.dumps(entry) + "\n" for entry in skipped)
+        with open(os.path.join(self._output_dir, BUILD), "w", encoding="utf-8") as file:
+            json.dump(self._build(), file)
         split_info.num_examples = sum(report["rows"] for _, report in full)
         split_info.num_bytes = sum(report["bytes"] for _, report in full)
         if len(full) > 1:
@@ -155,6 +181,7 @@ class ShardedBuilder(datasets.GeneratorBasedBuilder):
     def download_and_prepare(self, *args, **kwargs) -> None:
         """As `datasets` does it; a build that was stopped goes on with the shards that are not there yet."""
         super().download_and_prepare(*args, **kwargs)
+        self._check_same(self._output_dir)  # `datasets` takes whatever is there already
         shutil.rmtree(f"{self._output_dir}.shards", ignore_errors=True)
 
     def skipped(self, split: str) -> list[dict[str, Any]]:
@@ -176,6 +203,15 @@ def _read_report(data: str, report: str) -> dict[str, Any] | None:
     if not os.path.exists(report) or not os.path.exists(data):
         return None
     with open(report, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def read_build(folder: str) -> dict[str, str] | None:
+    """What a build noted of itself in the folder that it wrote; None where it wrote none."""
+    path = os.path.join(folder, BUILD)
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 

@@ -176,3 +176,64 @@ def test_published_columns_are_left_out(tmp_path, cache):
         load("mine", repo_id=str(folder), split="train"),
     ):
         assert rows.column_names == ["image_id", "samples"]
+
+
+def test_a_folder_with_another_build_is_never_taken_for_this_one(tmp_path, built, vqa_rad_folder, cache):
+    again = builder("vqa_rad", vqa_rad_folder, cache_dir=cache)
+    again.download_and_prepare(output_dir=str(built), file_format="parquet")  # the same: nothing to do
+    (vqa_rad_folder / "testset.json").write_text((vqa_rad_folder / "testset.json").read_text().replace('"yes"', '"no"'))
+    changed = builder("vqa_rad", vqa_rad_folder, cache_dir=cache)
+    message = "built from other files, with other options or by another version: delete it"
+    with pytest.raises(ValueError, match=message):
+        changed.download_and_prepare(output_dir=str(built), file_format="parquet")
+    with pytest.raises(ValueError, match=message):
+        changed.write_shards(output_dir=str(built), file_format="parquet")
+    assert load("vqa_rad", built, split="test", cache_dir=cache)[0]["samples"][0]["answers"] == ["yes"]
+    with pytest.raises(ValueError, match="rank 2 of 2 workers: expected 0 to 1"):
+        changed.write_shards(2, 2)
+
+
+def test_a_build_knows_whose_rows_it_holds(tmp_path, built, cache):
+    with pytest.raises(ValueError, match="vqa_rad holds rows of vqa_rad, not of vsr"):
+        load("vsr", built)
+    with pytest.raises(ValueError, match="holds rows of the config default, not of other: build them"):
+        load("vqa_rad", built, config="other")
+    assert len(load("vqa_rad", built.parent, split="test", cache_dir=cache)) == 2  # the folder of its name in it
+
+
+def test_what_asks_in_another_way_takes_the_build_of_its_rows_if_they_are_the_same(tmp_path, built, cache):
+    for name in ("okvqa", "aokvqa"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{name}-test.parquet").write_bytes((built / "vqa_rad-test.parquet").read_bytes())
+        note = {"dataset": name, "config": "default" if name == "okvqa" else "multiple_choice", "made_from": ""}
+        (folder / ".build").write_text(json.dumps(note))
+    assert len(load("vqg_okvqa", tmp_path / "okvqa", split="test", cache_dir=cache)) == 2
+    with pytest.raises(ValueError, match="holds rows of the config multiple_choice, not of direct_answer"):
+        load("vqg_aokvqa", tmp_path / "aokvqa", split="test", cache_dir=cache)
+
+
+def test_folders_of_several_datasets_do_not_flow_together(tmp_path, built, cache):
+    for name in ("memes", "charts"):
+        folder = tmp_path / "mirror" / name
+        folder.mkdir(parents=True)
+        (folder / "train-00000-of-00001.parquet").write_bytes((built / "vqa_rad-test.parquet").read_bytes())
+    assert len(load("memes", tmp_path / "mirror", split="train", cache_dir=cache)) == 2
+    with pytest.raises(ValueError, match="has several folders with Parquet files, and none is called maps: pass one"):
+        load("maps", tmp_path / "mirror", split="train", cache_dir=cache)
+
+
+def test_the_only_config_of_a_repository_is_not_taken_for_another_dataset(tmp_path, built, cache):
+    folder = tmp_path / "mix"
+    (folder / "vqa_rad").mkdir(parents=True)
+    (folder / "vqa_rad" / "test-00000.parquet").write_bytes((built / "vqa_rad-test.parquet").read_bytes())
+    front = "configs:\n- config_name: vqa_rad\n  data_files:\n  - {split: test, path: vqa_rad/test-*.parquet}"
+    (folder / "README.md").write_text(f"---\n{front}\n---\n")
+    assert len(load("vqa_rad", repo_id=str(folder), split="test", cache_dir=cache)) == 2
+    with pytest.raises(ValueError, match="vsr: .* holds neither rows of ours"):
+        load("vsr", repo_id=str(folder), split="test", cache_dir=cache)
+
+
+def test_a_folder_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data_dir: there is no folder .*nowhere, seen from"):
+        load("vsr", tmp_path / "nowhere")
