@@ -112,7 +112,6 @@ class InstructBLIPForPreTraining(VisionTowerMixin, BackbonesMixin, InstructBLIPP
     frozen_parts = ("vision",)
     has_adapters = language_model_changed = False  # nothing here is adapted
     accepts_loss_kwargs = False  # the Trainer divides by its gradient accumulation
-    _no_split_modules = ["InstructBLIPQFormerLayer", "InstructBlipEncoderLayer"]  # the head reads the word embeddings
 
     def __init__(self, config: InstructBLIPConfig):
         super().__init__(config)
@@ -126,6 +125,7 @@ class InstructBLIPForPreTraining(VisionTowerMixin, BackbonesMixin, InstructBLIPP
         self.itm_head = nn.Linear(qformer.hidden_size, 2)
         self.temperature = nn.Parameter(torch.empty(1))
         self.post_init()
+        self._no_split_modules -= {"InstructBLIPQFormerEmbeddings"}  # FSDP would keep them from the head
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

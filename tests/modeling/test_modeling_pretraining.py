@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed, multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining, BertModel
 
@@ -417,17 +419,29 @@ def run_rank(rank, folder):
     torch.set_num_threads(1)
     modeling_pretraining.draw_negatives = best_negatives
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    model = InstructBLIPForPreTraining.from_pretrained(folder / "model").eval()
-    model.freeze_backbones()
-    parallel = DistributedDataParallel(model)
-    # Uneven: three rows of two pictures and two rows, of which one shows a picture of the other process.
+    # Uneven: three rows of three pictures and two rows, of which one shows a picture of the other process.
     batch = make_batch([0, 1, 2] if rank == 0 else [3, 4], length=6 if rank == 0 else 7, image_ids=True)
-    output = parallel(**batch)
-    output.loss.backward()
-    result = {name: output[name].detach() for name in ("loss", "loss_itc", "loss_itm", "loss_itg")}
-    result["grads"] = {name: parameter.grad for name, parameter in model.named_bridge_parameters()}
-    torch.save(result, folder / f"result{rank}")
+    for way in ("ddp", "fsdp2"):
+        model = InstructBLIPForPreTraining.from_pretrained(folder / "model").eval()
+        model.freeze_backbones()
+        parallel = DistributedDataParallel(model) if way == "ddp" else shard(model)
+        output = parallel(**batch)
+        output.loss.backward()
+        result = {name: output[name].detach() for name in ("loss", "loss_itc", "loss_itm", "loss_itg")}
+        grads = {name: parameter.grad for name, parameter in model.named_bridge_parameters()}
+        result["grads"] = {name: grad if way == "ddp" else grad.full_tensor() for name, grad in grads.items()}
+        torch.save(result, folder / f"{way}{rank}")
     distributed.destroy_process_group()
+
+
+def shard(model):
+    """FSDP2 over the modules that the model names, as accelerate does it."""
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("shard",))
+    for module in list(model.modules()):
+        inner = {"InstructBlipAttention"}  # inside a layer that is sharded as one
+        if type(module).__name__ in model._no_split_modules - inner:
+            fully_shard(module, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
 def test_two_processes_have_the_losses_and_gradients_of_one_with_the_whole_batch(model, monkeypatch, tmp_path):
@@ -437,12 +451,17 @@ def test_two_processes_have_the_losses_and_gradients_of_one_with_the_whole_batch
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    results = [torch.load(tmp_path / f"result{rank}") for rank in range(2)]
     expected = model(**make_batch())
+    expected.loss.backward()
+    for way in ("ddp", "fsdp2"):
+        results = [torch.load(tmp_path / f"{way}{rank}") for rank in range(2)]
+        check_ranks(results, model, expected)
+
+
+def check_ranks(results, model, expected):
     for name in ("loss", "loss_itc", "loss_itm", "loss_itg"):
         mean = (results[0][name] + results[1][name]) / 2
         torch.testing.assert_close(mean, expected[name].detach(), **TOLERANCE, msg=lambda t, name=name: f"{name}: {t}")
-    expected.loss.backward()
     for name, parameter in model.named_bridge_parameters():
         for result in results:
             torch.testing.assert_close(result["grads"][name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
