@@ -37,7 +37,7 @@ from instructblip.datasets_builders.data_sources import (
 )
 from instructblip.datasets_builders.table import TABLE
 from instructblip.eval_tasks.held_in import held_in_scores
-from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
+from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments, encode_images
 
 
 def option(default: Any, help: str) -> Any:
@@ -72,6 +72,7 @@ class Recipe:
     sampling: Literal["sqrt", "uniform", "proportional"] = option("sqrt", "Shares of the mixture; sqrt balances.")
     style: Literal["natural", "plain", "tagged"] = option("natural", "Instructions, or the formats of Fig. 4.")
     streaming: bool = option(False, "Read as it goes, with nothing built; needs max_steps.")
+    encode_only: bool = option(False, "Fill `feature_cache` with the images of this recipe, and train nothing.")
 
 
 def read_recipe(path: str) -> dict[str, Any]:
@@ -93,7 +94,8 @@ def parse(arguments: list[str] | None = None) -> tuple[Recipe, InstructBLIPTrain
         if unknown:
             raise ValueError(f"{arguments[place + 1]}: no such fields: {' '.join(unknown[::2])}")
         del arguments[place : place + 2]
-    return parser.parse_args_and_config(arguments)
+    recipe, training = parser.parse_args_and_config(arguments)
+    return Recipe(**{name: None if value == "null" else value for name, value in vars(recipe).items()}), training
 
 
 def sources(recipe: Recipe) -> list[DataSource]:
@@ -164,11 +166,16 @@ def new_processor(recipe: Recipe, language: str, config: InstructBLIPConfig) -> 
 
 def main(arguments: list[str] | None = None) -> None:
     recipe, training = parse(arguments)
-    model, processor, collator = build(recipe)
     with training.main_process_first(local=False, desc="build the data"):
         found = sources(recipe)
         train = training_data(found, recipe.sampling, recipe.style, training.seed, recipe.streaming)
         validation: Any = validation_data(found)
+    if recipe.encode_only:
+        if recipe.model is None:
+            raise ValueError("encode_only takes the vision tower out of `model`, which is missing")
+        encode_images(recipe.model, [train, *validation.values()], training, recipe.dtype)
+        return
+    model, processor, collator = build(recipe)
     if recipe.data is not None:
         validation = next(iter(validation.values()), None)
     trainer = InstructBLIPTrainer(

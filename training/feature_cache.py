@@ -198,6 +198,9 @@ class CachingCollator:
                 images.add(source, f"image {number} of sample {row}{identity}") for number, source in enumerate(sources)
             ]
             rest = {name: kept for name, kept in feature.items() if name not in ("image", "images")}
+            if rest.get("image_id") is None and rest.get("image_ids") is None:  # stand-ins say nothing of the images
+                names = [images.names[int(stand_in)] for stand_in in stand_ins]
+                rest["image_ids" if several else "image_id"] = names if several else names[0]
             return {**rest, "image_embeds": stand_ins}
         return feature
 

@@ -12,10 +12,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor, TrainerCallback
 
-from instructblip import InstructBLIPCollator, InstructBLIPForConditionalGeneration, InstructBLIPProcessor
+from instructblip import (
+    InstructBLIPCollator,
+    InstructBLIPForConditionalGeneration,
+    InstructBLIPProcessor,
+    InstructBLIPStage1Collator,
+)
 from instructblip.datasets_builders import InstructionDataset, InstructionMixture, load_own
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
-from instructblip.training.encode_images import RowsOfProcess, encode_images
+from instructblip.training.encode_ahead import RowsOfProcess, encode_images
 from instructblip.training.feature_cache import FeatureCache, encoder, image_digest, leave_images_encoded, view_of
 from instructblip.training.feature_store import FeatureStore
 
@@ -323,6 +328,14 @@ def test_features_of_ones_own_pass_through(cache, model, processor, tiny_images)
     row = {"image_embeds": features[0], "instruction": "is there a dog ?", "response": "no"}
     batch = collate_and_complete(cache(), processor, [row], None)
     assert torch.equal(batch["image_embeds"], features)
+
+
+def test_stage_1_tells_pictures_without_id_apart_by_their_content(cache, model, processor, photos):
+    collate = cache().collator(InstructBLIPStage1Collator(processor))
+    rows = [{"image": photo, "caption": "a photo"} for photo in [photos[0], photos[1], photos[0]]]
+    first, second, again = collate(rows)["image_ids"].tolist()
+    assert first == again != second
+    assert collate(rows[1:2])["image_ids"].tolist() == [second]  # on another process, say
 
 
 def test_what_is_missing_where_nothing_can_be_encoded_is_an_error_that_says_what_to_run(cache, processor, samples):
