@@ -178,8 +178,9 @@ def test_a_recipe_stands_on_those_that_it_includes(script, tmp_path):
     (tmp_path / "base.yaml").write_text("learning_rate: 1.0e-3\nmodel: base\nmax_steps: 7\n")
     (tmp_path / "middle.yaml").write_text("include: base.yaml\nmodel: middle\n")
     (tmp_path / "top.yaml").write_text("include: middle.yaml\ndata: mine\nuse_cpu: true\n")
-    recipe, training = script.parse(["--config", str(tmp_path / "top.yaml"), "--learning_rate", "1e-2"])
-    assert (recipe.model, recipe.data, training.max_steps, training.learning_rate) == ("middle", "mine", 7, 1e-2)
+    changed = ["--learning_rate", "1e-2", "--data", "null"]
+    recipe, training = script.parse(["--config", str(tmp_path / "top.yaml"), *changed])
+    assert (recipe.model, recipe.data, training.max_steps, training.learning_rate) == ("middle", None, 7, 1e-2)
 
 
 def test_a_misspelled_field_is_named(script, tmp_path):
