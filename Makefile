@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/vqa_rad/demo.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
