@@ -58,8 +58,6 @@ class CopyReader:
     def __post_init__(self):
         if self.on_bad not in ("raise", "skip"):
             raise ValueError(f"on_bad={self.on_bad!r}: expected 'raise' or 'skip'")
-        if isinstance(self.image_dirs, str):
-            raise ValueError(f"image_dirs={self.image_dirs!r}: expected a list of folders")
         if "image_file" in self.copy.columns and not self.image_dirs:
             raise ValueError(
                 f"{self.dataset}: {self.copy.repo} only names its images: pass image_dirs=, the folders that hold them"

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from .hub_copies import HubCopy
 from .hub_rows import CopyReader, copies_of_splits
+from .official_files import existing_folders
 from .schema import InstructionBuilder
 from .sharded_building import read_build
 from .table import TABLE, DatasetSpec
@@ -91,7 +92,7 @@ def load(
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"data_dir: there is no folder {folder}, seen from {os.getcwd()}")
         built = next((place for place in (os.path.join(folder, name), folder) if holds_rows(place)), None)
-        if built is None and name in TABLE:
+        if built is None and (name in TABLE or not _parquet_files(folder)):
             return _load_official(name, folder, config, *wanted, **options)
         return _load_folder(name, built or folder, config, *wanted, **options)
     copies = known_copies(name, repo_id, config)
@@ -297,7 +298,7 @@ def _load_copies(name, copies, repo_id, split, splits, streaming, num_proc, **op
         )
     _check_options("a copy on the Hub", options, COPY_OPTIONS)
     if "image_dirs" in options:
-        options["image_dirs"] = tuple(os.path.realpath(folder) for folder in options["image_dirs"])
+        options["image_dirs"] = existing_folders(options["image_dirs"])
     readers = {each: CopyReader(name, by_split[each], **options) for each in wanted}
     if streaming:
         if split is not None and split not in readers:

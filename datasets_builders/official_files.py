@@ -3,6 +3,7 @@
 A module of its own because `datasets` patches `open` and `os.path` in every module that defines a builder.
 """
 
+import contextlib
 import glob
 import gzip
 import hashlib
@@ -41,21 +42,39 @@ def open_bytes(path: str) -> IO[bytes]:
     return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
 
 
+@contextlib.contextmanager
+def naming(path: str, kind: str) -> Iterator[None]:
+    """Puts the file's name in front of what is wrong when it is unpacked and decoded.
+
+    Args:
+        kind: what it should be, such as "JSON".
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (UnicodeDecodeError, RecursionError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: not a {kind} file ({error})") from error
+
+
 def read_json(path: str) -> Any:
     """The value of a JSON file, gzipped or not.
 
     Raises:
         ValueError: not JSON, or not UTF-8; says where. One broken character spoils the file, so no row can be skipped.
     """
-    try:
+    with naming(path, "JSON"):
         with open_bytes(path) as file:
-            return json.loads(file.read().decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from error
-    except (UnicodeDecodeError, RecursionError, EOFError, OSError, zlib.error) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
+            text = file.read().decode("utf-8-sig")
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from error
+        except ValueError as error:  # a number of thousands of digits
+            raise ValueError(f"{path}: not a JSON file ({error})") from error
 
 
 def read_json_list(path: str, key: str | None = None) -> list[Any]:
@@ -76,7 +95,7 @@ def read_json_list(path: str, key: str | None = None) -> list[Any]:
 
 def read_json_lines(path: str) -> Iterator[tuple[int, Any]]:
     """(row, value) of each line of a JSON-lines file; the value is a `BadRowError` where the line is not JSON."""
-    with open_bytes(path) as file:
+    with naming(path, "JSON-lines"), open_bytes(path) as file:
         for row, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -121,7 +140,7 @@ def _read_parts(
     article, kind = ("an", "object") if opening == "{" else ("a", "list")
     try:
         with open_bytes(path) as file:
-            text = _JSONText(io.TextIOWrapper(file, encoding="utf-8"), block)
+            text = _JSONText(io.TextIOWrapper(file, encoding="utf-8-sig"), block)
             if under is not None:
                 _skip_to(text, path, under)
             start = text.next()
@@ -214,6 +233,8 @@ class _JSONText:
             except json.JSONDecodeError:
                 if self.ended:
                     raise
+            except ValueError as error:  # a number of thousands of digits
+                raise json.JSONDecodeError(str(error), self.text, self.at) from error
             self._read_on()
 
     def _read_on(self) -> None:
@@ -264,6 +285,20 @@ def matching_files(folder: str, pattern: str) -> list[str]:
     """Paths of the files in `folder` that fit a pattern such as "parts/*.tar", in the order of their names."""
     found = (os.path.join(folder, name) for name in glob.glob(pattern, root_dir=folder))
     return sorted(path for path in found if os.path.isfile(path))
+
+
+def existing_folders(given: str | os.PathLike | Iterable[str | os.PathLike]) -> tuple[str, ...]:
+    """Whole paths of one folder with images, or of several.
+
+    Raises:
+        FileNotFoundError: one is not there.
+    """
+    paths = [given] if isinstance(given, (str, os.PathLike)) else given
+    folders = tuple(os.path.abspath(os.path.expanduser(path)) for path in paths)
+    missing = next((folder for folder in folders if not os.path.isdir(folder)), None)
+    if missing is not None:
+        raise FileNotFoundError(f"there is no folder {missing} to find images in")
+    return folders
 
 
 def text_field(record: Any, name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import datasets
 
-from .official_files import BadRowError
+from .official_files import BadRowError, existing_folders
 from .own_columns import convert
 from .own_files import annotation_files, image_place, mentions_several_images, read_records, stem_of
 from .own_records import Reading, read_record
@@ -35,7 +35,6 @@ class OwnConfig(BuilderConfig):
     """`BuilderConfig`, and what a user says of the files."""
 
     files: tuple[tuple[str, str], ...] = ()  # (split, annotation file relative to data_dir)
-    image_dirs: tuple[str, ...] = ()  # where the images lie; empty: beside the annotation file
     columns: tuple[tuple[str, str | None], ...] = ()  # see `own_records.Reading`
     history: bool | None = None  # see `own_records.Reading`
 
@@ -50,13 +49,16 @@ class OwnFiles(InstructionBuilder):
 
     BUILDER_CONFIG_CLASS = OwnConfig
 
+    @property
+    def called(self) -> str:
+        files = [name for _, name in self.config.files]
+        return os.path.join(self.config.data_dir, *(files if len(files) == 1 else []))
+
     def annotation_files(self) -> dict[str, list[str]]:
         return {split: [name] for split, name in self.config.files}
 
     def image_folders(self, split: str) -> list[str]:
-        if self.config.image_dirs:
-            return list(self.config.image_dirs)
-        return [os.path.dirname(os.path.join(self.config.data_dir, dict(self.config.files)[split]))]
+        return self.config.folders(os.path.dirname(dict(self.config.files)[split]))  # else beside the annotation file
 
     def _create_builder_config(self, config_name=None, custom_features=None, config_id=None, **config_kwargs):
         made = super()._create_builder_config(config_name, custom_features, config_id, **config_kwargs)
@@ -142,7 +144,7 @@ def load_own(
             builder = OwnFiles(
                 data_dir=folder,
                 files=tuple(sorted(files.items())),
-                image_dirs=_folders(image_dir),
+                image_dirs=() if image_dir is None else existing_folders(image_dir),
                 columns=reading.columns,
                 history=history,
                 on_bad=on_bad,
@@ -225,17 +227,6 @@ def open_dataset(
 def _is_saved(folder: str) -> bool:
     """Whether `save_to_disk` wrote it."""
     return any(os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json"))
-
-
-def _folders(image_dir: Any) -> tuple[str, ...]:
-    if image_dir is None:
-        return ()
-    folders = [image_dir] if isinstance(image_dir, (str, os.PathLike)) else list(image_dir)
-    paths = tuple(os.path.abspath(os.fspath(folder)) for folder in folders)
-    for path in paths:
-        if not os.path.isdir(path):
-            raise FileNotFoundError(f"image_dir: there is no folder {path}")
-    return paths
 
 
 def _split_names(split: str | None) -> list[str]:

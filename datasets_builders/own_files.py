@@ -12,8 +12,17 @@ import re
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
-from .official_files import BadRowError, image_path, open_bytes, read_json, read_json_items, read_json_lines
-from .own_records import IMAGE_KEYS, LIST_KEYS, Reading
+from .official_files import (
+    BadRowError,
+    describe,
+    image_path,
+    naming,
+    open_bytes,
+    read_json,
+    read_json_items,
+    read_json_lines,
+)
+from .own_records import IMAGE_KEYS, KEYS, LIST_KEYS, Reading
 
 BLOCK = 1 << 20
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".ndjson")
@@ -88,24 +97,28 @@ def read_records(path: str, reading: Reading) -> Iterator[tuple[int, Any]]:
     Raises:
         ValueError: a JSON file that is broken, or that is no list of records.
     """
-    plain = path.removesuffix(".gz")
-    if plain.lower().endswith((".csv", ".tsv")):
+    plain = path.lower().removesuffix(".gz")
+    if plain.endswith((".csv", ".tsv")):
         lists = {reading.key_of(name) for name in LIST_KEYS}
-        yield from _read_table(path, "\t" if plain.lower().endswith(".tsv") else ",", lists)
+        yield from _read_table(path, "\t" if plain.endswith(".tsv") else ",", lists)
         return
-    with open_bytes(path) as file:
+    with naming(path, "JSON"), open_bytes(path) as file:
         start = file.read(BLOCK).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start:
         raise ValueError(f"{path}: the file is empty")
     if start.startswith(b"["):
         yield from read_json_items(path)
-    elif plain.endswith(".json") and not _is_json(start.partition(b"\n")[0]):
+        return
+    line, _, rest = start.partition(b"\n")
+    if plain.endswith(".json") and (not _is_json(line) or not rest.strip()):
         found = read_json(path)
-        lists = [key for key, value in found.items() if isinstance(value, list)] if isinstance(found, dict) else []
-        hint = f": write what is under {lists[0]!r} into a file of its own" if lists else ""
-        raise ValueError(f"{path}: expected a list of records, or a record on each line, found one object{hint}")
-    else:
-        yield from read_json_lines(path)
+        if not isinstance(found, dict) or not {reading.key_of(key) for key in KEYS} & found.keys() or rest.strip():
+            lists = [key for key, value in found.items() if isinstance(value, list)] if isinstance(found, dict) else []
+            hint = f": write what is under {lists[0]!r} into a file of its own" if lists else ""
+            raise ValueError(
+                f"{path}: expected a list of records, or a record on each line, found {describe(found)}{hint}"
+            )
+    yield from read_json_lines(path)
 
 
 def _is_json(line: bytes) -> bool:
@@ -118,13 +131,22 @@ def _is_json(line: bytes) -> bool:
 
 def _read_table(path: str, delimiter: str, lists: Set[str | None]) -> Iterator[tuple[int, Any]]:
     """Rows of a CSV file: an empty cell is a key that is not there, and a list is written as in JSON."""
-    with open_bytes(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+    with (
+        naming(path, "CSV"),
+        open_bytes(path) as file,
+        io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text,
+    ):
         rows = csv.reader(text, delimiter=delimiter, strict=True)
         line = 1  # the first one of a record: cells may hold line breaks
         try:
             header = next(rows, [])
             if len(set(header)) < len(header) or not any(header):
                 raise ValueError(f"{path}, line 1: expected the names of the columns, each once, found {header}")
+            if len(header) == 1 and (other := next((mark for mark in ";\t," if mark in header[0]), "")):
+                raise ValueError(
+                    f"{path}, line 1: its columns have {other!r} between them, where {delimiter!r} was expected: "
+                    "save it with commas as .csv, or with tabs as .tsv"
+                )
             line = rows.line_num + 1
             for cells in rows:
                 row, line = line, rows.line_num + 1
@@ -155,14 +177,14 @@ def mentions_several_images(path: str, reading: Reading) -> bool:
     """Whether a file has lists of images anywhere: a search for the key, which parses nothing."""
     names = [key for key in map(reading.key_of, IMAGE_KEYS) if key is not None]
     keys = [json.dumps(name, ensure_ascii=ascii).encode() for name in names for ascii in (True, False)]
-    if path.removesuffix(".gz").endswith((".csv", ".tsv")):
+    if path.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
         lists = [key for key in map(reading.key_of, ("images", "file_names")) if key is not None]
-        with open_bytes(path) as file:
+        with naming(path, "CSV"), open_bytes(path) as file:
             header = file.readline().decode("utf-8-sig", "replace")
         return any(key in re.split(r"[,\t\r\n\"]", header) for key in lists)
     pattern = re.compile(rb"(?<!\\)(%s)\s*:\s*\[" % b"|".join(map(re.escape, keys)))
     rest = b""
-    with open_bytes(path) as file:
+    with naming(path, "JSON"), open_bytes(path) as file:
         while block := file.read(BLOCK):
             block = rest + block
             if pattern.search(block):

@@ -21,7 +21,7 @@ import datasets
 from datasets import Features, Image, List, Value
 from datasets.builder import Key
 
-from .official_files import BadRowError, check_image, digest, matching_files
+from .official_files import BadRowError, check_image, digest, existing_folders, matching_files
 from .sharded_building import Shard, ShardedBuilder
 from .table import TABLE
 
@@ -77,9 +77,7 @@ class BuilderConfig(datasets.BuilderConfig):
 
     def folders(self, *names: str) -> list[str]:
         """`image_dirs`, or else the folders with these names in `data_dir`."""
-        if self.image_dirs:
-            return [os.path.realpath(folder) for folder in self.image_dirs]
-        return [os.path.join(str(self.data_dir), name) for name in names]
+        return list(self.image_dirs) or [os.path.normpath(os.path.join(str(self.data_dir), name)) for name in names]
 
 
 @dataclasses.dataclass
@@ -139,6 +137,8 @@ class InstructionBuilder(ShardedBuilder):
         config_kwargs["data_dir"] = os.path.realpath(config_kwargs["data_dir"])  # one folder, one cache entry
         if isinstance(config_kwargs.get("splits"), str):
             config_kwargs["splits"] = (config_kwargs["splits"],)
+        if "image_dirs" in config_kwargs:
+            config_kwargs["image_dirs"] = existing_folders(config_kwargs["image_dirs"])
         config, config_id = super()._create_builder_config(config_name, custom_features, config_id, **config_kwargs)
         if config.on_bad not in ("raise", "skip"):
             raise ValueError(f"on_bad={config.on_bad!r}: expected 'raise' or 'skip'")
@@ -185,7 +185,7 @@ class InstructionBuilder(ShardedBuilder):
         known, data_dir = self.annotation_files(), self.config.data_dir
         unknown = [split for split in self.config.splits if split not in known]
         if unknown:
-            raise ValueError(f"{self.name} has no split {unknown[0]!r}: it has {', '.join(known)}")
+            raise ValueError(f"{self.called} has no split {unknown[0]!r}: it has {', '.join(known)}")
         found = {}
         for split in self.config.splits or known:
             files = next((files for files in (matching_files(data_dir, name) for name in known[split]) if files), [])
@@ -193,10 +193,10 @@ class InstructionBuilder(ShardedBuilder):
                 found[split] = files if self.one_shard_per_file else files[:1]
             elif self.config.splits:
                 places = ", ".join(os.path.join(data_dir, name) for name in known[split])
-                raise FileNotFoundError(f"{self.name}: no annotation file for {split}: looked for {places}")
+                raise FileNotFoundError(f"{self.called}: no annotation file for {split}: looked for {places}")
         if not found:
             names = ", ".join(names[0] for names in known.values())
-            raise FileNotFoundError(f"{self.name}: no annotation file in {data_dir}: expected one or more of {names}")
+            raise FileNotFoundError(f"{self.called}: no annotation file in {data_dir}: expected one or more of {names}")
         return found
 
     def _split_names(self) -> list[str]:
@@ -228,7 +228,7 @@ class InstructionBuilder(ShardedBuilder):
                 yield Key(shard.number, number), row
             if bad:
                 message = "%s/%s: skipped %d bad rows or images; first: %s"
-                logger.warning(message, self.name, shard.split, len(bad), bad[0])
+                logger.warning(message, self.called, shard.split, len(bad), bad[0])
 
     def shard_rows(self, shard: Shard, bad: list[BadRowError]) -> Iterator[dict[str, Any]]:
         if self.one_shard_per_file:
@@ -298,7 +298,7 @@ class InstructionBuilder(ShardedBuilder):
             if skipped:
                 message = "%s/%s: %d rows kept, %d bad rows or images left out; first: %s; all in %s"
                 first = BadRowError(**skipped[0])
-                logger.warning(message, self.name, split, info.num_examples, len(skipped), first, self._output_dir)
+                logger.warning(message, self.called, split, info.num_examples, len(skipped), first, self._output_dir)
 
 
 def group_neighbours(records: Iterable[Record | BadRowError]) -> Iterator[BadRowError | list[Record]]:
@@ -336,5 +336,9 @@ def group_by_image(records: Iterable[Record | BadRowError]) -> list[BadRowError 
         if group is None:
             group = groups[record.image_id] = []
             items.append(group)
+        elif record.image != group[0].image:
+            reason = f"image {record.image_id!r} is another file in row {group[0].row}"
+            items.append(BadRowError(record.file, record.row, reason))
+            continue
         group.append(record)
     return items

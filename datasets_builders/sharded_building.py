@@ -38,6 +38,11 @@ class Shard:
 class ShardedBuilder(datasets.GeneratorBasedBuilder):
     """A `datasets` builder that writes and reads by shards. A subclass says what the shards are and what is in them."""
 
+    @property
+    def called(self) -> str:
+        """What messages call the data."""
+        return self.name
+
     def shards_to_build(self, split: str) -> list[Shard]:
         """The shards of `split` in the order of their rows."""
         raise NotImplementedError
@@ -164,7 +169,7 @@ class ShardedBuilder(datasets.GeneratorBasedBuilder):
         full = [(data, report) for (data, _), report in zip(paths, reports, strict=True) if report["rows"]]
         if not full:
             why = f": {len(skipped)} skipped; first: {BadRowError(**skipped[0])}" if skipped else ""
-            raise ValueError(f"{self.name}: no usable row for {split_info.name}{why}")
+            raise ValueError(f"{self.called}: no usable row for {split_info.name}{why}")
         for number, (data, _) in enumerate(full):
             part = f"-{number:05d}-of-{len(full):05d}" if len(full) > 1 else ""
             os.replace(data, f"{prefix}{part}.{file_format}")

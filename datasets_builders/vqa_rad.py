@@ -1,12 +1,11 @@
 """VQA-RAD: questions by clinicians about radiology images. The official layout:
 
-data_dir/trainset.json testset.json images/synpic54610.jpg
+data_dir/trainset.json testset.json images/synpic54610.jpg                        or the folders in `image_dirs`
 
 {"qid": 1, "image_name": "synpic54610.jpg", "image_organ": "HEAD", "answer": "Yes", "answer_type": "CLOSED",
  "question_type": "PRES", "question": "Are regions of the brain infarcted?", "phrase_type": "freeform"}
 """
 
-import os
 from collections.abc import Iterator
 
 from .official_files import BadRowError, field, image_path, read_json_list, stem
@@ -19,7 +18,7 @@ class VQARad(InstructionBuilder):
     """Tags: answer_type (CLOSED or OPEN), question_type, organ and phrase, as spelled in the files."""
 
     def image_folders(self, split: str) -> list[str]:
-        return [os.path.join(self.config.data_dir, "images")]
+        return self.config.folders("images")
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
         folders = self.image_folders(split)

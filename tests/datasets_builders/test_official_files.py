@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -5,7 +6,9 @@ import pytest
 from instructblip.datasets_builders.official_files import (
     choices_field,
     index_field,
+    read_json,
     read_json_items,
+    read_json_lines,
     read_json_members,
     text_field,
 )
@@ -138,3 +141,27 @@ def test_choices_lose_white_space_around_them():
 def test_an_index_outside_the_list_is_named(value, message):
     with pytest.raises(ValueError, match=f"'answer' {message}"):
         index_field({"answer": value}, "answer", 3)
+
+
+def test_a_mark_of_byte_order_in_front_is_no_fault(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf[{"a": 1}]')  # as Windows writes
+    assert read_json(str(path)) == [{"a": 1}]
+    assert list(read_json_items(str(path))) == [(1, {"a": 1})]
+
+
+def test_a_number_too_long_to_read_is_named_with_its_file(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(f"[1, {'9' * 5000}]")
+    with pytest.raises(ValueError, match=r"a\.json: not a JSON file \(Exceeds the limit"):
+        read_json(str(path))
+    with pytest.raises(ValueError, match=r"a\.json, row 2: not JSON \(Exceeds the limit"):
+        list(read_json_items(str(path)))
+
+
+def test_lines_that_end_within_a_gzip_file_are_named_with_it(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress("".join(f'{{"row": {row}}}\n' for row in range(1000)).encode())
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: not a JSON-lines file \(Compressed file ended"):
+        list(read_json_lines(str(path)))

@@ -194,9 +194,16 @@ def test_arguments_that_do_not_fit_are_refused(folder):
         load_own([question(0)])
     with pytest.raises(ValueError, match="on_bad='ignore': expected 'raise' or 'skip'"):
         load_own(file, on_bad="ignore")
-    with pytest.raises(FileNotFoundError, match="image_dir: there is no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere to find images in"):
         load_own(file, image_dir=folder / "nowhere")
     with pytest.raises(ValueError, match="has no split 'test': it has train"):
         load_own(file, split="test")
     with pytest.raises(TypeError, match="image_dir= is for annotation files"):
         load_own(datasets.Dataset.from_list([{"caption": "a"}]), image_dir=folder)
+
+
+def test_messages_about_a_whole_file_name_it(folder):
+    with pytest.raises(ValueError, match=r"mine/empty\.json: no usable row for train"):
+        load_own(write(folder / "empty.json", ["[]"]))
+    with pytest.raises(ValueError, match=r"mine/train\.jsonl has no split 'test': it has train"):
+        load_own(write(folder / "train.jsonl", [question(0)]), split="test")

@@ -61,12 +61,16 @@ def test_a_cell_may_hold_line_breaks_and_lists(tmp_path):
     ("name", "text", "complaint"),
     [
         ("a.jsonl", "", "a.jsonl: the file is empty"),
-        ("a.json", '{"data":\n[1]}', "expected a list of records.*found one object: write what is under 'data'"),
-        ("a.json", '{\n "a": 1\n}', "expected a list of records, or a record on each line, found one object"),
+        ("a.json", '{"data":\n[1]}', "expected a list of records.*found an object with 'data': write what is"),
+        ("a.json", '{"data": [1]}', "expected a list of records.*found an object with 'data': write what is"),
+        ("a.json", '{\n "a": 1\n}', "expected a list of records, or a record on each line, found an object with 'a'"),
         ("a.json", '{\n "a": \n}', "line 3, column 1: not JSON"),
         ("a.json", "[{}, {]", "a.json, row 2: not JSON"),
         ("a.csv", "a,a\n1,2\n", "line 1: expected the names of the columns, each once"),
         ("a.csv", "a,b\n1,2\n3,\"4\n", "line 3: not a CSV file"),
+        ("a.csv", "a;b\n1;2\n", "line 1: its columns have ';' between them, where ',' was expected"),
+        ("a.jsonl.gz", "{}", "a.jsonl.gz: not a JSON file .Not a gzipped file"),
+        ("a.csv.gz", "a,b", "a.csv.gz: not a CSV file .Not a gzipped file"),
         ("a.csv", "a,b\n1,\udce9\n", "not a CSV file"),
     ],
 )  # fmt: skip

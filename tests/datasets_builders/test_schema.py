@@ -226,3 +226,29 @@ def test_a_bad_row_keeps_its_parts_between_processes():
     error = pickle.loads(pickle.dumps(BadRowError("a.json", 3, "blank")))
     assert (error.file, error.row, error.reason) == ("a.json", 3, "blank")
     assert str(error) == "a.json, row 3: blank"
+
+
+def test_images_may_lie_in_one_folder_named_as_text(vqa_rad_folder, cache, tmp_path, monkeypatch, picture):
+    for place, shade in (("one", 10), ("two", 200)):
+        shutil.copytree(vqa_rad_folder / "images", tmp_path / place / "pictures")
+        for path in (tmp_path / place / "pictures").iterdir():
+            picture(path, shade)
+    shutil.rmtree(vqa_rad_folder / "images")
+    for place, shade in (("one", 10), ("two", 200)):  # relative to another place is another folder
+        monkeypatch.chdir(tmp_path / place)
+        rows = load("vqa_rad", vqa_rad_folder, split="test", cache_dir=cache, image_dirs="pictures")
+        assert abs(rows[0]["image"].getpixel((0, 0))[0] - shade) < 5
+    with pytest.raises(FileNotFoundError, match="there is no folder .*two/photos to find images in"):
+        load("vqa_rad", vqa_rad_folder, split="test", cache_dir=cache, image_dirs=["photos"])
+
+
+def test_two_files_are_never_one_image(vqa_rad_folder, cache, picture):
+    picture(vqa_rad_folder / "images" / "synpic0.png", 250)
+
+    def change(records):
+        records[1]["image_name"] = "synpic0.png"
+        return records
+
+    rewrite(vqa_rad_folder / "testset.json", change)
+    with pytest.raises(BadRowError, match="row 2: image 'vqa_rad/synpic0' is another file in row 1"):
+        load("vqa_rad", vqa_rad_folder, split="test", cache_dir=cache)
