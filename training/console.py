@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
-LEFT_OUT = ("total_flos", "epoch", "step")
+LEFT_OUT = ("total_flos", "epoch", "step", "runtime", "samples_per_second", "steps_per_second")
 
 
 def use_console(trainer: Trainer) -> None:
@@ -28,7 +28,7 @@ def lines(logs: Mapping[str, Any], step: int, total: int) -> str:
         shown = f"{what} {value:.4g}" if isinstance(value, float) else f"{what} {value}"
         if name:
             parts.setdefault(name, []).append(shown)
-        elif key not in LEFT_OUT:
+        elif not key.endswith(LEFT_OUT):
             whole.append(shown)
     width = max(map(len, parts), default=0)
     return "\n".join(["  ".join(whole), *(f"    {name:{width}}  {'  '.join(shown)}" for name, shown in parts.items())])

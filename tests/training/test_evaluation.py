@@ -318,8 +318,15 @@ def test_homogeneous_batches_of_something_else_are_refused(make_trainer, samples
 
 
 def test_the_console_has_a_line_for_each_dataset():
-    logs = {"loss": 1.23456, "loss/vqav2": 1.0, "token_accuracy/vqav2": 0.5, "loss/okvqa": 2.0, "epoch": 0.125}
-    assert lines(logs, 20, 100).splitlines() == [
+    logs = {
+        "loss": 1.23456,
+        "loss/vqav2": 1.0,
+        "token_accuracy/vqav2": 0.5,
+        "loss/okvqa": 2.0,
+        "epoch": 0.125,
+        "eval_runtime": 1.0,
+    }
+    assert lines({**logs, "eval_runtime": 1.0}, 20, 100).splitlines() == [
         "step 20/100  epoch 0.125  loss 1.235",
         "    vqav2  loss 1  token_accuracy 0.5",
         "    okvqa  loss 2",
