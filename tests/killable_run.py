@@ -3,6 +3,7 @@
 The processes are forked from one that has imported everything (`multiprocessing`'s forkserver), so each starts at once.
 """
 
+import gc
 import io
 import json
 import multiprocessing
@@ -178,11 +179,12 @@ def die_at_byte(number):
 
 
 def _child(arguments, resume, event, byte, rank, world_size, port):
+    gc.freeze()  # what the server has imported stays as it is
     torch.set_num_threads(1)
     if world_size > 1:
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
+            MASTER_PORT=str(port), OMP_NUM_THREADS="1",  # which accelerate raises
         )  # fmt: skip
     with open(f"{arguments['record']}-said-{rank}", "a") as said:
         os.dup2(said.fileno(), 1)

@@ -52,6 +52,7 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.args.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint saves within a step: leave it out, SIGTERM saves after the step")
+        self.args.logging_nan_inf_filter = False  # waits for the device in every step, to hide what ends the run here
         self.add_callback(_StopAfterStep(self))
 
     def train(
