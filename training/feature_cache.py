@@ -42,6 +42,8 @@ class FeatureCache:
     the model encodes these, and adds them (`complete`). Features are rounded to `dtype` whether they were found or
     not, so that losses do not depend on what had been cached before.
 
+    All processes of a run make theirs at the same time.
+
     Args:
         folder: of all caches; runs may share it.
         model: its tower must be frozen.
@@ -68,7 +70,7 @@ class FeatureCache:
         if views < 1:
             raise ValueError(f"feature_cache_views={views}: expected 1 or more")
         self.dtype, self.views = DTYPES[dtype], views
-        about = {"tower": describe_tower(model), "image_processor": _transform(processor), "dtype": dtype}
+        about = {"tower": _described_by_first_process(model), "image_processor": _transform(processor), "dtype": dtype}
         text = json.dumps(about, indent=2, sort_keys=True)
         self.folder = Path(folder) / hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         _point_out_others(self.folder, about)
@@ -294,6 +296,15 @@ def describe_tower(model: InstructBLIPForConditionalGeneration) -> dict[str, str
         data = tensor.detach().cpu().contiguous()
         digest.update(data.flatten().view(torch.uint8).numpy())
     return {"model_type": str(tower.config.model_type), "digest": digest.hexdigest()}
+
+
+def _described_by_first_process(model: InstructBLIPForConditionalGeneration) -> dict[str, str]:
+    """`describe_tower` for all processes, of which under FSDP only the first may have loaded the weights."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return describe_tower(model)
+    found = [describe_tower(model) if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(found)
+    return found[0]
 
 
 def image_digest(source: Any) -> str | None:
