@@ -17,6 +17,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from instructblip.release import CITATION
 
 from .mixture import paper_probabilities
+from .own_format import TASK as OWN_TASK
 from .schema import row_features
 from .table import TABLE, DatasetSpec
 
@@ -222,6 +223,8 @@ def _warnings(configs: list[PublishedConfig]) -> list[str]:
 def _usage(repo_id: str, configs: list[PublishedConfig]) -> str:
     config = configs[0]
     split = next(iter(config.splits))
+    own = not config.spec and config.task == OWN_TASK
+    how = "" if config.spec else f', format=own_format("{config.name}")' if own else f', task="{config.task}"'
     return f"""Only `datasets` is needed:
 
 ```python
@@ -235,10 +238,10 @@ print(row["instruction"][0], "->", row["response"][0])
 The package `instructblip` draws other instructions each epoch and mixes configs:
 
 ```python
-from instructblip.datasets_builders import InstructionDataset, load
+from instructblip.datasets_builders import InstructionDataset, load{", own_format" if own else ""}
 
 rows = load("{config.name}", repo_id="{repo_id}", split="{split}")
-item = InstructionDataset(rows, "{config.name}"{"" if config.spec else f', task="{config.task}"'})[0]
+item = InstructionDataset(rows, "{config.name}"{how})[0]
 ```"""
 
 

@@ -108,13 +108,18 @@ class InstructionFormat:
             lowercase_answers = spec is not None and spec.lowercase_answers
         return cls(name, task, tuple(templates), style, tag, answer_policy, lowercase_answers, seed)
 
+    @property
+    def takes_label(self) -> bool:
+        """Whether the answer of a sample with a label is the labelled choice."""
+        return self.task == "multiple_choice"
+
     def answers(self, sample: Mapping[str, Any]) -> list[str]:
         """The answers to choose from, stripped; none for a sample that is not to be learned.
 
         Raises:
             ValueError: a label that points past the choices.
         """
-        if self.task == "multiple_choice" and sample.get("label", -1) >= 0:
+        if self.takes_label and sample.get("label", -1) >= 0:
             if sample["label"] >= len(sample["choices"]):
                 raise ValueError(f"{sample['id']}: label {sample['label']} of {len(sample['choices'])} choices")
             return [sample["choices"][sample["label"]]]
@@ -254,7 +259,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         texts = pc.utf8_trim_whitespace(pc.fill_null(pc.list_flatten(answers), ""))
         filled = np.concatenate([[0], np.cumsum(pc.not_equal(texts, "").to_numpy())])  # up to each answer
         counts = np.diff(filled[ends], prepend=0)
-        if self.format.task == "multiple_choice":
+        if self.format.takes_label:
             counts[pc.fill_null(pc.struct_field(self._samples, "label"), -1).to_numpy() >= 0] = 1
         return counts
 

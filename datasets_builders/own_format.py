@@ -9,6 +9,8 @@ from .schema import tag
 from .table import AnswerPolicy
 from .templates import Template
 
+TASK = "own"  # what such a format calls its task: each sample has one of its own
+
 
 @dataclasses.dataclass(frozen=True)
 class OwnFormat(InstructionFormat):
@@ -21,6 +23,10 @@ class OwnFormat(InstructionFormat):
         common = {"seed": self.seed, "answer_policy": self.answer_policy, "lowercase_answers": self.lowercase_answers}
         by_task = {task: dataclasses.replace(made, **common) for task, made in self.by_task.items()}
         object.__setattr__(self, "by_task", by_task)
+
+    @property
+    def takes_label(self) -> bool:
+        return True  # `load_own` gives none but multiple-choice questions a label
 
     def answers(self, sample: Mapping[str, Any]) -> list[str]:
         return self._format(sample).answers(sample)
@@ -71,7 +77,7 @@ def own_format(
         "chat": of("chat"),
     }
     own = {field.name: getattr(by_task["vqa"], field.name) for field in dataclasses.fields(InstructionFormat)}
-    return OwnFormat(**own, by_task=by_task)
+    return OwnFormat(**{**own, "task": TASK}, by_task=by_task)
 
 
 def _with_options(template: Template) -> Template:

@@ -1,6 +1,7 @@
 import pytest
 import yaml
 
+from instructblip.datasets_builders import own_format
 from instructblip.datasets_builders.dataset_card import PublishedConfig, PublishedSplit, terms, write_card
 from instructblip.datasets_builders.table import TABLE
 
@@ -74,3 +75,9 @@ def test_terms_are_told_and_free_licences_have_none():
     assert "> `scienceqa` is not for commercial use" in card
     assert "> `vsr`" not in card
     assert "[!WARNING]" not in write_card("me/mix", [make_config("vsr")])
+
+
+def test_ones_own_data_are_loaded_with_their_own_wordings():
+    card = write_card("me/mix", [make_config("mine", task=own_format("mine").task)])
+    assert "import InstructionDataset, load, own_format\n" in card
+    assert 'InstructionDataset(rows, "mine", format=own_format("mine"))[0]' in card

@@ -1,9 +1,10 @@
 import dataclasses
 import pickle
 
+import datasets
 import pytest
 
-from instructblip.datasets_builders import own_format
+from instructblip.datasets_builders import InstructionDataset, own_format
 from instructblip.datasets_builders.schema import make_sample
 from instructblip.datasets_builders.templates import TEMPLATES, Template
 
@@ -70,3 +71,10 @@ def test_a_format_with_another_policy_has_it_for_every_task():
 def test_rows_of_another_origin_are_refused():
     with pytest.raises(ValueError, match="mine/vsr: its tag 'task' is 'vsr'; `load_own` writes vqa, multiple_choice"):
         own_format("mine").item(sample("vsr"), "1")
+
+
+def test_a_labelled_question_is_one_item_however_many_answered(tmp_path):
+    samples = [{**sample("multiple_choice", **CHOICES), "answers": ["a dog", "a dog", "a cat"]}]
+    rows = datasets.Dataset.from_list([{"image": None, "image_id": "1", "samples": samples}])
+    items = InstructionDataset(rows, "mine", format=own_format("mine", answer_policy="all"), with_images=False)
+    assert [items[number]["response"] for number in range(len(items))] == ["a dog"]
