@@ -44,6 +44,7 @@ from .official_files import describe
 
 TEXTS = ("id", "question", "context")  # fields that hold one text
 LISTS = ("answers", "choices", "ocr_tokens")  # fields that hold several
+MAY_BE_BLANK = ("answers", "ocr_tokens")  # blank ones are left out, as of the official files, but not all answers
 FIELDS = (*TEXTS, *LISTS, "label", "history", "tags", "image_id")
 IMAGES = ("image", "images", "image_file")
 SPECIAL = ("_row", "_split", "_item", "_image")
@@ -229,6 +230,9 @@ class HubCopy:
         items = value if isinstance(value, list) else [value]
         if all(item is None for item in items):  # test sets, whose answers are not given away
             return []
+        if name in MAY_BE_BLANK:
+            filled = [item for item in items if not isinstance(item, str) or item.strip()]
+            items = filled if filled or name == "ocr_tokens" else items
         items = [str(item) if type(item) is int else item for item in items]
         return [_text(f"{name}[{number}]", item) for number, item in enumerate(items)]
 

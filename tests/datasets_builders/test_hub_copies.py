@@ -102,6 +102,12 @@ def test_answers_that_are_not_given_away_are_none():
     assert make_sample({"count": 3}, answers="count")["answers"] == ["3"]
 
 
+def test_blank_answers_and_words_are_left_out_as_from_official_files():
+    assert make_sample({"answers": [{"answer": "two"}, {"answer": ""}]})["answers"] == ["two"]
+    assert make_sample({"words": ["", "STOP", " "]}, ocr_tokens="words")["ocr_tokens"] == ["STOP"]
+    assert make_sample({"words": [" "]}, ocr_tokens="words")["ocr_tokens"] == []
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
