@@ -34,6 +34,7 @@ def _has_shuffle_buffer(iterable: Any) -> bool:
     if type(iterable).__name__ == "BufferShuffledExamplesIterable":
         return True
     inner = getattr(iterable, "ex_iterables", None) or [getattr(iterable, "ex_iterable", None)]
+    inner = [*inner, *(source.rows._ex_iterable for source in getattr(iterable, "sources", ()))]  # of `stream_mixture`
     return any(_has_shuffle_buffer(one) for one in inner if one is not None)
 
 

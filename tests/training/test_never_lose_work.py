@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import datasets
 import killable_run
 import pytest
 import torch
@@ -18,7 +19,9 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, TrainerCallback
 
 from instructblip import InstructBLIPProcessor
+from instructblip.datasets_builders import InstructionFormat, stream_mixture
 from instructblip.training import checkpoints
+from instructblip.training.streams import has_position
 
 KILLED = -signal.SIGKILL
 DEAD_AT_BYTE = -signal.SIGXFSZ
@@ -130,6 +133,33 @@ def test_going_on_reads_no_sample_of_a_stream_again(trainer, monkeypatch):
     monkeypatch.setattr(killable_run, "picture", lambda number: read.append(number) or picture(number))
     trainer("read", data="finite", max_steps=5).train(resume_from_checkpoint=True)
     assert read == [8, 9]
+
+
+def test_streams_that_cannot_say_where_they_are_are_left_to_transformers():
+    stream = killable_run.finite_stream()
+    mixture = killable_run.endless_stream()
+    assert has_position(stream, 6)
+    assert has_position(mixture, 6)
+    assert not has_position(stream.shuffle(seed=0, buffer_size=4).map(killable_run.with_picture), 1)
+    rows = mixture._ex_iterable.sources[0].rows
+    shuffled = rows.shuffle(seed=0, buffer_size=4)
+    assert has_position(datasets.interleave_datasets([rows, rows]), 1)
+    assert not has_position(datasets.interleave_datasets([rows, shuffled]), 1)
+    formats = {"a": InstructionFormat.of("a", task="vqa")}
+    assert not has_position(stream_mixture({"a": shuffled}, {"a": 1.0}, formats, with_images=False), 1)
+    assert not has_position(killable_run.Rows(), 1)
+
+
+def test_a_shuffle_buffer_is_filled_again_on_the_way(trainer, monkeypatch):
+    shuffled = killable_run.finite_stream().shuffle(seed=0, buffer_size=5)
+    monkeypatch.setitem(killable_run.DATA, "finite", lambda: shuffled)
+    whole = trainer("shuffled", data="finite", max_steps=5, save_steps=3)
+    whole.train()
+    trainer("shuffled", data="finite", max_steps=5).train(
+        resume_from_checkpoint=os.path.join(whole.args.output_dir, "checkpoint-3")
+    )
+    lines = killable_run.lines(whole.record)
+    assert lines[5:] == lines[3:5]
 
 
 def test_a_stream_whose_parts_have_changed_goes_on_with_another_epoch(trainer, caplog):
