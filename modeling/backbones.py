@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.integrations import deepspeed
 from transformers.models.instructblip.configuration_instructblip import InstructBlipVisionConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import resolve_revision
@@ -219,7 +220,7 @@ class BackbonesMixin:
 
         skeleton = copy.deepcopy(config)
         skeleton.bridge_only = False
-        with torch.device("meta"):
+        with torch.device("meta"), _not_partitioned():
             model = cls(skeleton)
         tower_class = type(model.vision_model) if config.vision_config.model_type in EVA_TOWERS else AutoModel
         text_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -256,7 +257,8 @@ class BackbonesMixin:
                     setattr(sub, name, 1)
             if getattr(sub, "layer_types", None):
                 sub.layer_types = sub.layer_types[:1]
-        model = cls(small)
+        with _not_partitioned():
+            model = cls(small)
         return {name: parameter.detach() for name, parameter in model.named_bridge_parameters()}
 
     @property
@@ -321,6 +323,17 @@ class BackbonesMixin:
 
 
 @contextmanager
+def _not_partitioned() -> Iterator[None]:
+    """Inside, models are made whole; with DeepSpeed's ZeRO-3, transformers would give each process a part of them."""
+    setting = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = setting
+
+
+@contextmanager
 def _without_quantization(model: InstructBLIPForConditionalGeneration) -> Iterator[None]:
     """Inside, nothing says that the language model is quantized.
 
@@ -346,14 +359,17 @@ def _load_bridge(
     """Put bridge tensors, all of them and nothing else, into a model with none yet, with `like`'s dtype and device."""
     wanted = dict(model.named_bridge_parameters())
     missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
-    wrong = [name for name in set(wanted) & set(tensors) if wanted[name].shape != tensors[name].shape]
+    shapes = {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in wanted.items()}  # ZeRO-3
+    wrong = [name for name in set(wanted) & set(tensors) if shapes[name] != tensors[name].shape]
     if missing or unexpected or wrong:
         raise ValueError(
             f"{release} is not a bridge for this config; missing {missing}, unexpected {unexpected}, "
             f"of another shape {sorted(wrong)}"
         )
     placed = {name: tensor.to(device=like.device, dtype=like.dtype) for name, tensor in tensors.items()}
-    model.load_state_dict(placed, strict=False, assign=True)
+    for name, tensor in placed.items():  # where ZeRO-3 has taken a parameter apart, `load_state_dict` refuses whole ones
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(tensor, wanted[name].requires_grad))
 
 
 def _generation_config(model, release: str | None, place: dict[str, Any], hub: dict[str, Any]) -> GenerationConfig:
