@@ -1,4 +1,4 @@
-"""[`ShardedTrainer`]: FSDP2 through accelerate for a model most of which is frozen, in two precisions."""
+"""[`ShardedTrainer`]: FSDP2 and ZeRO-3 through accelerate for a model most of which is frozen."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import Trainer
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
 
 class ShardedTrainer(Trainer):
-    """What it does differently under FSDP2 (docs/scaling.md); without it, nothing.
+    """What it does differently where weights are sharded (docs/scaling.md); elsewhere, nothing.
+
+    Under FSDP2:
 
     - Units are the layers of vision tower, Q-Former and language model, and the rest together.
     - Every parameter keeps its precision, and autocast decides in which one a layer computes, as on one GPU. accelerate
       would compute the bridge, and sum up its gradients, in bfloat16.
     - Checkpoints are those of a single process, written by the first one: any number of processes can go on from them,
       sharded or not.
+
+    Under DeepSpeed, checkpoints have no frozen weights, and `model.safetensors` has the bridge in float32. Optimizer
+    states are DeepSpeed's files, one of each process, for the same number of processes.
     """
 
     @property
@@ -44,11 +50,17 @@ class ShardedTrainer(Trainer):
             return self.accelerator.autocast()
         return super().autocast_smart_context_manager(cache_enabled)
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        if self.is_deepspeed_enabled:
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+            if resume_from_checkpoint is not None:
+                deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+                self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            return prepared
         if not self.is_sharded:
-            return super()._prepare_for_training(*args, **kwargs)
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         with layers_as_units(self.accelerator, self.model):
-            prepared = super()._prepare_for_training(*args, **kwargs)
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         # transformers looks here before it lets processes end their answers at different lengths
         self.accelerator.unwrap_model(self.model)._is_fsdp_managed_module = True
         return prepared
@@ -56,10 +68,12 @@ class ShardedTrainer(Trainer):
     # Checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self.is_sharded:
+        if not (self.is_sharded or self.is_deepspeed_enabled):
             super().save_model(output_dir, _internal_call=_internal_call)
             return
         tensors = self._gathered_model()
+        if self.is_deepspeed_enabled:  # transformers, having read the weights for ZeRO-3, would save them by old names
+            self.accelerator.unwrap_model(self.model)._weight_conversions = []
         with under_its_own_class(self.model):
             self._save(output_dir or self.args.output_dir, state_dict=tensors)
         if self.args.push_to_hub and not _internal_call:
@@ -67,17 +81,21 @@ class ShardedTrainer(Trainer):
 
     def _gathered_model(self) -> dict[str, torch.Tensor]:
         """Whole tensors for `_save`, on the first process; all processes call it."""
-        return gathered(self.model.state_dict().items(), keep=self.args.should_save)
+        return gathered(self.model.state_dict(keep_vars=True).items(), keep=self.args.should_save)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_sharded:
+        if self.is_deepspeed_enabled:
+            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        elif self.is_sharded:
+            saved = self.optimizer.state_dict()
+            for number, entry in saved["state"].items():
+                saved["state"][number] = gathered(entry.items(), keep=self.args.should_save)
+            if self.args.should_save:
+                torch.save(saved, os.path.join(output_dir, OPTIMIZER_NAME))
+        else:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        saved = self.optimizer.state_dict()
-        for number, entry in saved["state"].items():
-            saved["state"][number] = gathered(entry.items(), keep=self.args.should_save)
         if self.args.should_save:
-            torch.save(saved, os.path.join(output_dir, OPTIMIZER_NAME))
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -102,6 +120,8 @@ class ShardedTrainer(Trainer):
     def _load_best_model(self) -> None:
         if self.is_sharded:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
+        elif self.is_deepspeed_enabled:
+            deepspeed_load_checkpoint(self.model_wrapped, self.state.best_model_checkpoint, load_module_strict=False)
         else:
             super()._load_best_model()
 
@@ -149,6 +169,9 @@ def layers_as_units(accelerator: Accelerator, model: nn.Module) -> Iterator[None
 def under_its_own_class(model: nn.Module) -> Iterator[None]:
     """Inside, a model is not of the class that FSDP2 made for it, which nobody who loads what it saves would have."""
     sharded = type(model)
+    if not issubclass(sharded, FSDPModule):
+        yield
+        return
     model.__class__ = next(base for base in sharded.__mro__[1:] if not issubclass(base, FSDPModule))
     try:
         yield
@@ -183,13 +206,28 @@ def rebind(model: nn.Module):
 
 def gathered(tensors: Iterable[tuple[str, torch.Tensor]], keep: bool) -> dict[str, torch.Tensor]:
     """Whole tensors in the host's memory; nothing where `keep` is False. All processes call it with the same names."""
-    whole = {}
+    kept = {}
     for name, tensor in tensors:
-        tensor = tensor.detach()
-        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        tensor = whole(tensor)
         if keep:
-            whole[name] = tensor.cpu()
-    return whole
+            kept[name] = tensor.cpu()
+    return kept
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that FSDP2 or DeepSpeed has distributed; what DeepSpeed trains in float32, as it keeps it."""
+    if isinstance(tensor, DTensor):
+        return tensor.detach().full_tensor()
+    if not hasattr(tensor, "ds_id") and not hasattr(tensor, "_hp_mapping"):
+        return tensor.detach()
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    trained = safe_get_full_fp32_param(tensor) if tensor.requires_grad else None
+    if trained is not None:
+        return trained
+    with GatheredParameters([tensor]):
+        return tensor.detach().clone()
 
 
 def sharded_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,11 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in LAVIS: one-dimensional tensors and biases do not decay, and so the queries do."""
-        return [name for name, p in model.named_parameters() if p.dim() > 1 and not name.endswith("bias")]
+        return [
+            name
+            for name, p in model.named_parameters()
+            if len(getattr(p, "ds_shape", p.shape)) > 1 and not name.endswith("bias")
+        ]
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         warmup = self.args.get_warmup_steps(num_training_steps)
@@ -132,7 +136,7 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
         model = self.accelerator.unwrap_model(self.model)
         if self._save_whole_model or isinstance(model, PeftModel):
             return super()._gathered_model()
-        return gathered(model.bridge_state_dict().items(), keep=self.args.should_save)
+        return gathered(model.named_bridge_parameters(), keep=self.args.should_save)
 
     def _backbones_are_known(self) -> bool:
         model = self.accelerator.unwrap_model(self.model)
