@@ -367,7 +367,10 @@ def _load_bridge(
             f"of another shape {sorted(wrong)}"
         )
     placed = {name: tensor.to(device=like.device, dtype=like.dtype) for name, tensor in tensors.items()}
-    for name, tensor in placed.items():  # where ZeRO-3 has taken a parameter apart, `load_state_dict` refuses whole ones
+    for (
+        name,
+        tensor,
+    ) in placed.items():  # where ZeRO-3 has taken a parameter apart, `load_state_dict` refuses whole ones
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(tensor, wanted[name].requires_grad))
 
