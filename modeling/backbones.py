@@ -367,10 +367,8 @@ def _load_bridge(
             f"of another shape {sorted(wrong)}"
         )
     placed = {name: tensor.to(device=like.device, dtype=like.dtype) for name, tensor in tensors.items()}
-    for (
-        name,
-        tensor,
-    ) in placed.items():  # where ZeRO-3 has taken a parameter apart, `load_state_dict` refuses whole ones
+    # One by one: `load_state_dict` refuses whole tensors in the place of those that ZeRO-3 has taken apart.
+    for name, tensor in placed.items():
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(tensor, wanted[name].requires_grad))
 
