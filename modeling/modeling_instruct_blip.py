@@ -465,7 +465,8 @@ class InstructBLIPForConditionalGeneration(
         text = torch.zeros(1, 1, dtype=torch.long, device=norm.device) if self.config.qformer_text_input else None
         vision = self.config.vision_config
         if any(hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id") for parameter in self.parameters()):
-            size = (vision.image_size,) * 2 if isinstance(vision.image_size, int) else vision.image_size
+            side: Any = vision.image_size
+            size = (side, side) if isinstance(side, int) else side
             image = {"pixel_values": torch.zeros(1, 3, *size, device=norm.device)}
         else:
             image = {"image_embeds": torch.zeros(1, 1, vision.hidden_size, device=norm.device)}
