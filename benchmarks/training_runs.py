@@ -100,9 +100,10 @@ def new_samples(setting: Setting, work: Work, batches: int) -> list[dict[str, An
 
     samples = []
     for _ in range(batches):
+        count = -(-len(work.lengths) // work.rows_per_image)
+        images = [Image.fromarray(noise.integers(0, 256, (pixels, pixels, 3), dtype=np.uint8)) for _ in range(count)]
         for row, (prompt, answer) in enumerate(work.lengths):
-            if row % work.rows_per_image == 0:
-                image = Image.fromarray(noise.integers(0, 256, (pixels, pixels, 3), dtype=np.uint8))
+            image = images[row // work.rows_per_image]
             samples.append({"image": image, "instruction": text(prompt - 1), "response": text(answer - 1)})
     return samples
 

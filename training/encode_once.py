@@ -29,7 +29,10 @@ class EncodeOnceMixin(Trainer):
         args = self.args
         processor = getattr(self.data_collator, "processor", self.processing_class)
         settings = args.feature_cache_dtype, args.feature_cache_gb, args.feature_cache_views
-        self.feature_cache = FeatureCache(args.feature_cache, self._base_model(), processor, *settings)
+        model = self._base_model()
+        self.feature_cache = FeatureCache(args.feature_cache, model, processor, *settings)
+        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        self._encode = None if sharded else encoder(model, self.accelerator.autocast)
         self.data_collator = self.feature_cache.collator(self.data_collator)
         self.train_dataset = leave_images_encoded(self.train_dataset)
         if isinstance(self.eval_dataset, dict):
@@ -44,11 +47,7 @@ class EncodeOnceMixin(Trainer):
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         inputs = super()._prepare_inputs(inputs)
-        if self.feature_cache is None:
-            return inputs
-        sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
-        encode = None if sharded else encoder(self._base_model(), self.accelerator.autocast)
-        return self.feature_cache.complete(inputs, encode)
+        return inputs if self.feature_cache is None else self.feature_cache.complete(inputs, self._encode)
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
         collator = self.data_collator

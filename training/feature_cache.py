@@ -24,6 +24,7 @@ from instructblip.processing import InstructBLIPCollator, InstructBLIPProcessor
 from instructblip.processing.image_loading import image_key, is_image_source, open_image
 
 from .feature_store import FeatureStore
+from .sharding import whole
 
 logger = logging.get_logger(__name__)
 
@@ -53,7 +54,7 @@ class FeatureCache:
         views: features kept of each image: of the image as it is, and of `views` - 1 random crops; epochs take turns.
 
     Raises:
-        ValueError: the tower trains, its weights are elsewhere, or an argument is none of those above.
+        ValueError: the tower trains or is not loaded, or an argument is none of those above.
     """
 
     def __init__(
@@ -275,8 +276,10 @@ class KeepFeatures(TrainerCallback):
 def describe_tower(model: InstructBLIPForConditionalGeneration) -> dict[str, str]:
     """What tells a tower from another: its kind, and a digest of its configuration and tensors.
 
+    Where ZeRO-3 has partitioned them, all processes call it.
+
     Raises:
-        ValueError: it trains, so that its features change, or its weights are not in this process.
+        ValueError: it trains, so that its features change, or its weights are not loaded.
     """
     tower = model.vision_model
     norm = {id(parameter) for parameter in model.vision_layernorm.parameters()}  # it comes after what is cached
@@ -290,17 +293,19 @@ def describe_tower(model: InstructBLIPForConditionalGeneration) -> dict[str, str
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps(_plain(model.config.vision_config.to_dict()), sort_keys=True, default=str).encode())
     for name, tensor in sorted(tensors):
-        if tensor.is_meta or hasattr(tensor, "ds_id"):
-            raise ValueError(f"feature_cache needs the vision tower's weights in one piece, and {name} is elsewhere")
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        data = tensor.detach().cpu().contiguous()
+        if tensor.is_meta:
+            raise ValueError(f"feature_cache needs the vision tower's weights, and {name} is not loaded")
+        data = whole(tensor).cpu().contiguous()
+        digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
         digest.update(data.flatten().view(torch.uint8).numpy())
     return {"model_type": str(tower.config.model_type), "digest": digest.hexdigest()}
 
 
 def _described_by_first_process(model: InstructBLIPForConditionalGeneration) -> dict[str, str]:
     """`describe_tower` for all processes, of which under FSDP only the first may have loaded the weights."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    partitioned = any(hasattr(parameter, "ds_id") for parameter in model.vision_model.parameters())  # by ZeRO-3
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    if alone or partitioned:
         return describe_tower(model)
     found = [describe_tower(model) if torch.distributed.get_rank() == 0 else None]
     torch.distributed.broadcast_object_list(found)

@@ -73,6 +73,7 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
         if processing_class is not None and isinstance(base, InstructBLIPForConditionalGeneration):
             processing_class.check_compatible(base.config)
         self._save_whole_model = False
+        self._num_parameters: int | None = None
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("pass processing_class=, the model's processor, or a data_collator")
@@ -118,6 +119,12 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
                 f"never reaches {self.args.learning_rate}. Lower warmup_steps; 0.03 warms up for 3 % of any run"
             )
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """transformers' estimate, with the parameters counted once; in each step it would walk all modules for it."""
+        if self._num_parameters is None:
+            self._num_parameters = self.model.num_parameters(exclude_embeddings=True)
+        return 6 * inputs["input_ids"].numel() * self._num_parameters if "input_ids" in inputs else 0
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if prediction_loss_only and "labels" in inputs:
