@@ -35,6 +35,7 @@ def convert(
     on_bad: str = "raise",
     verify_images: bool = True,
     num_proc: int | None = None,
+    trust_paths: bool = True,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Rows of the schema from columns that `own_records` knows.
 
@@ -44,6 +45,9 @@ def convert(
 
     Args:
         name: of the dataset, for ids and messages.
+        trust_paths: images may be named by path alone. A file that does so could name any image of this machine, which
+            `push` would publish. Of Parquet files, which carry images in them, it is never taken; of image folders,
+            which bring the files that they name, always.
 
     Raises:
         ValueError: an image column that holds no images, or a stream that does not say its columns.
@@ -60,6 +64,7 @@ def convert(
     several = kind is not None and not isinstance(kind, (Image, dict, Value))
     shown = "images" if several else "image"
     labels = {key: tuple(kind.names) for key, kind in source.features.items() if isinstance(kind, ClassLabel)}
+    kind_of_files = source.info.builder_name
     reader = RowReader(
         name=name,
         reading=reading,
@@ -67,8 +72,7 @@ def convert(
         labels=tuple(labels.items()),
         skip=on_bad == "skip",
         verify_images=verify_images,
-        # A Parquet file that names an image by path could name any file of this machine.
-        refuse_paths=source.info.builder_name == "parquet",
+        refuse_paths=kind_of_files == "parquet" or (not trust_paths and kind_of_files != "imagefolder"),
         code=digest([module.__file__ for module in (official_files, own_records, schema)], salt=__file__),
     )
     if isinstance(source, datasets.IterableDataset):

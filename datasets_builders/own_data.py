@@ -162,6 +162,7 @@ def load_own(
         raise TypeError(f"{name}= is for annotation files that name their images, and {source!r} holds them")
     name, found = open_dataset(source, split, config, streaming, cache_dir)
     settings = {"on_bad": on_bad, "verify_images": verify_images, "num_proc": num_proc}
+    settings["trust_paths"] = not isinstance(source, str) or _is_saved(source)
     if not isinstance(found, dict):
         return convert(found, f"{name}/{found.split}" if found.split else name, reading, **settings)
     parts = {key: convert(part, f"{name}/{key}", reading, **settings) for key, part in found.items()}

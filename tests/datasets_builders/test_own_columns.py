@@ -1,4 +1,5 @@
 import io
+import json
 import pickle
 
 import datasets
@@ -7,6 +8,8 @@ from PIL import Image
 
 from instructblip.datasets_builders import load_own
 from instructblip.datasets_builders.official_files import BadRowError
+from instructblip.datasets_builders.own_columns import convert
+from instructblip.datasets_builders.own_records import Reading
 
 
 def shade(value):
@@ -205,6 +208,20 @@ def test_a_parquet_file_may_not_name_files_of_this_machine(tmp_path, streaming):
     made.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(BadRowError, match="a/train, row 1: an image without bytes, a path '.*private.png' alone"):
         list(load_own(tmp_path / "a.parquet", cache_dir=str(tmp_path / "cache"), streaming=streaming, split="train"))
+
+
+def test_a_folder_of_json_may_not_name_files_of_this_machine_either(tmp_path):
+    shade(1).save(tmp_path / "private.png")
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    (folder / "train.json").write_text(json.dumps({"image": str(tmp_path / "private.png"), "caption": "a"}) + "\n")
+    columns = "  - {name: image, dtype: image}\n  - {name: caption, dtype: string}\n"
+    (folder / "README.md").write_text(f"---\ndataset_info:\n  features:\n{columns}---\n")
+    found = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    reading = Reading()
+    with pytest.raises(BadRowError, match="hostile, row 1: an image without bytes, a path '.*private.png' alone"):
+        convert(found, "hostile", reading, trust_paths=False)
+    assert len(convert(found, "mine", reading)) == 1  # who opened it knows it
 
 
 def test_bytes_that_do_not_say_that_they_are_images_are_read(tmp_path):
