@@ -26,8 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options) or 0
     except datasets.exceptions.DatasetGenerationError as error:
         return _fail(error.__cause__ or error)
-    except (ValueError, TypeError, OSError, HfHubHTTPError) as error:
+    except (ValueError, TypeError, OSError) as error:
         return _fail(error)
+    except HfHubHTTPError.__bases__ as error:  # of the HTTP client beneath, whichever it is
+        return _fail(f"the Hub cannot be reached: {error}")
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on where it was", 130)
 
@@ -88,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_building(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", help="variant that the dataset has; default: the one the paper uses")
-    command.add_argument("--num-proc", type=_positive, default=1, help="processes that build (default 1)")
-    command.add_argument("--shards", type=_positive, help="parts that a split is cut into (default 16)")
+    command.add_argument("--num-proc", type=preview.positive, default=1, help="processes that build (default 1)")
+    command.add_argument("--shards", type=preview.positive, help="parts that a split is cut into (default 16)")
     command.add_argument(
         "--on-bad", choices=("raise", "skip"), default="raise", help="stop at a bad row or image, or leave it out"
     )
@@ -106,12 +108,6 @@ def _datasets(name: str) -> list[str]:
     if name in roles:
         return [spec.name for spec in TABLE.values() if spec.role == roles[name]]
     return [_dataset(name)]
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 or more")
-    return int(text)
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ import io
 import itertools
 import os
 import random
+import re
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
@@ -205,14 +206,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", default="preview.html", help="the page to write (default %(default)s)")
     parser.add_argument("--split", default="train", help="default %(default)s")
-    parser.add_argument("--rows", type=int, help="look at this many rows from the start; nothing else is read or built")
-    parser.add_argument("--count", type=int, default=48, help="items on the page (default %(default)s)")
+    parser.add_argument(
+        "--rows", type=positive, help="look at this many rows from the start; nothing else is read or built"
+    )
+    parser.add_argument("--count", type=positive, default=48, help="items on the page (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw and the wordings (default %(default)s)")
     parser.add_argument("--tokenizer", metavar="MODEL", help="Hub id or folder; counts tokens instead of words")
+    parser.add_argument(
+        "--columns", nargs="+", default=[], metavar="OURS=THEIRS", type=_renamed,
+        help="what your own data call our fields, such as response=output; OURS= for a field that they do not have",
+    )  # fmt: skip
     parser.add_argument("--image-dir", help="images of your own files, where they are not beside them")
     parser.add_argument(
         "--on-bad", choices=("raise", "skip"), default="raise", help="stop at a bad row or image, or leave it out"
     )
+
+
+def _renamed(text: str) -> tuple[str, str | None]:
+    ours, named, theirs = text.partition("=")
+    if not named:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected OURS=THEIRS")
+    return ours, theirs or None
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for `argparse`."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 or more")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -232,12 +253,16 @@ def run(options: argparse.Namespace) -> None:
 
 def _dataset(given: str, options: argparse.Namespace) -> tuple[str, InstructionDataset]:
     name, named, place = given.partition("=")
-    settings = {"split": options.split, "streaming": options.rows is not None, "on_bad": options.on_bad}
+    settings = {"split": options.split, "streaming": options.rows is not None}
+    if options.on_bad != "raise":  # rows that were built have no bad ones, and take no such option
+        settings["on_bad"] = options.on_bad
     if name in TABLE:
         here = place if os.path.isdir(place) else None
+        if place and not here and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place):
+            raise FileNotFoundError(f"{given}: there is no folder {place}, and no repository can be called so")
         rows = load(name, here, repo_id=place if place and not here else None, **settings)
         return name, InstructionDataset(_first(rows, options.rows), name, seed=options.seed)
-    rows = load_own(place if named else given, options.image_dir, **settings)
+    rows = load_own(place if named else given, options.image_dir, columns=dict(options.columns), **settings)
     name = name if named else os.path.basename(os.path.abspath(given)).partition(".")[0]
     return name, InstructionDataset(_first(rows, options.rows), name, format=own_format(name, seed=options.seed))
 

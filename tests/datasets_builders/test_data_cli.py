@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from instructblip.datasets_builders import load, publishing
 from instructblip.datasets_builders.__main__ import main
@@ -69,6 +70,8 @@ def test_what_is_left_out_is_counted(vqa_rad_folder, tmp_path, capsys):
         (["build", "vqarad", "--data-dir", "x", "--out", "y"], "no dataset 'vqarad': there are aokvqa"),
         (["build", "vsr", "--data-dir", "x"], "the following arguments are required: --out"),
         (["build", "vsr", "--data-dir", "x", "--out", "y", "--num-proc", "0"], "'0': expected 1 or more"),
+        (["preview", "mine.jsonl", "--rows", "0"], "'0': expected 1 or more"),
+        (["preview", "mine.jsonl", "--count", "-3"], "'-3': expected 1 or more"),
         (["list", "--role", "best"], "invalid choice: 'best'"),
         ([], "the following arguments are required: COMMAND"),
     ],
@@ -131,3 +134,17 @@ def test_question_generation_reads_the_files_of_its_questions(tmp_path, capsys, 
     (tmp_path / "okvqa").mkdir()
     assert main(["push", "vqg_okvqa", "okvqa", "--repo", "me/mix", "--data-dir", str(tmp_path)]) == 1
     assert f"okvqa: no annotation file in {tmp_path / 'okvqa'}" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(capsys):
+    assert main(["preview", "vsr=nowhere"]) == 1
+    assert "vsr=nowhere: there is no folder nowhere, and no repository can be called so" in capsys.readouterr().err
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(vqa_rad_folder, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise HfHubHTTPError.__bases__[0]("Name or service not known")
+
+    monkeypatch.setattr(publishing, "push", fail)
+    assert main(["push", "vqa_rad", "--repo", "me/mix", "--data-dir", str(vqa_rad_folder)]) == 1
+    assert capsys.readouterr().err.endswith("instructblip-data: the Hub cannot be reached: Name or service not known\n")

@@ -199,3 +199,17 @@ def test_the_command_names_ones_own_data(tmp_path, own_file, capsys):
 def test_a_thumbnail_is_small():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2000, 1000, 3), np.uint8))
     assert Image.open(io.BytesIO(thumbnail(noise, "noise"))).size == (200, 400)
+
+
+def test_the_command_shows_what_was_built(tmp_path, vqa_rad_folder, own_file):
+    words = ["build", "vqa_rad", "--data-dir", str(vqa_rad_folder), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "4 of 80 items" in look(tmp_path, f"vqa_rad={tmp_path / 'out'}", "--count", "4")
+
+
+def test_the_command_takes_other_names_of_fields(tmp_path, own_file, capsys):
+    own_file.write_text('{"image": "a.jpg", "instruction": "Say it.", "said": "it", "id": 3}\n')
+    assert "Say it." in look(tmp_path, str(own_file), "--columns", "response=said", "id=")
+    with pytest.raises(SystemExit):
+        main(["preview", str(own_file), "--columns", "response"])
+    assert "'response': expected OURS=THEIRS" in capsys.readouterr().err
