@@ -10,7 +10,7 @@ data_dir/video/vid1451.avi     or YouTubeClips/-4wsuPCjDBc_5_15.avi as MSVD itse
 import os
 from collections.abc import Iterator
 
-from .official_files import BadRowError, clip_path, field, read_json_list
+from .official_files import BadRowError, clip_path, field, naming, read_json_list
 from .schema import Record, make_sample
 from .video_clips import VideoBuilder
 
@@ -28,7 +28,7 @@ class MSVDQA(VideoBuilder):
         folders = self.image_folders(split)
         youtube = {}
         for path in self.extra_files(split):
-            with open(path, encoding="utf-8") as lines:
+            with naming(path, "text"), open(path, encoding="utf-8") as lines:
                 youtube = {words[1]: words[0] for words in map(str.split, lines) if len(words) == 2}
         for row, record in enumerate(read_json_list(file), start=1):
             try:

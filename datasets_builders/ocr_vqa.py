@@ -12,9 +12,8 @@ data_dir/images/761183272.jpg         as the official script saves them: the boo
 from collections.abc import Iterator
 from typing import Any
 
-from .official_files import BadRowError, field, read_json_members
+from .official_files import BadRowError, field, first_image, read_json_members
 from .schema import InstructionBuilder, Record, make_sample
-from .vqa_files import first_image
 
 SPLITS = {1: "train", 2: "validation", 3: "test"}
 

@@ -350,6 +350,21 @@ def image_path(folders: Iterable[str], name: str) -> str:
     return path
 
 
+def first_image(folders: Iterable[str], *names: str) -> str:
+    """Where an image lies that may have any of `names`.
+
+    Raises:
+        ValueError: a name points outside the folders, or no folder has any; says so of the first.
+    """
+    folders, errors = list(folders), []
+    for name in names:
+        try:
+            return image_path(folders, name)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 def clip_path(folders: Iterable[str], names: Iterable[str]) -> str:
     """Where a clip lies: a video file, or a folder of frames, that has one of `names`.
 

@@ -195,8 +195,12 @@ class InstructionBuilder(ShardedBuilder):
                 places = ", ".join(os.path.join(data_dir, name) for name in known[split])
                 raise FileNotFoundError(f"{self.called}: no annotation file for {split}: looked for {places}")
         if not found:
-            names = ", ".join(names[0] for names in known.values())
-            raise FileNotFoundError(f"{self.called}: no annotation file in {data_dir}: expected one or more of {names}")
+            names = ", ".join(dict.fromkeys(names[0] for names in known.values()))
+            others = [config.name for config in self.BUILDER_CONFIGS if config.name != self.config.name]
+            of = f" for config {self.config.name}; other configs are {', '.join(others)}" if others else ""
+            raise FileNotFoundError(
+                f"{self.called}: no annotation file in {data_dir}: expected one or more of {names}{of}"
+            )
         return found
 
     def _split_names(self) -> list[str]:

@@ -12,7 +12,7 @@ data_dir/VisualDialog_val2018/VisualDialog_val2018_000000185565.jpg      VisualD
 from collections.abc import Iterator
 from typing import Any
 
-from .official_files import BadRowError, describe, field, image_path, index_field, read_json
+from .official_files import BadRowError, describe, field, first_image, index_field, read_json
 from .schema import InstructionBuilder, Record, make_sample
 
 PARTS = {"train": ("train2014", "val2014"), "validation": ("VisualDialog_val2018",), "test": ("VisualDialog_test2018",)}
@@ -42,7 +42,9 @@ class VisDial(InstructionBuilder):
             dialogs[row - 1] = None  # the training set's take gigabytes, and so do the samples made of them
             try:
                 number = field(dialog, "image_id", int)
-                path = self._image(folders, split, number)
+                # Train has images of both COCO folders, and says of none in which it is.
+                names = [f"{'COCO_' if split == 'train' else ''}{part}_{number:012d}.jpg" for part in PARTS[split]]
+                path = first_image(folders, *names)
                 image_id = f"coco/{number:012d}" if split == "train" else f"visdial/{split}/{number:012d}"
                 samples = read_rounds(dialog, questions, answers, split == "test")
                 for sample in samples:
@@ -52,16 +54,6 @@ class VisDial(InstructionBuilder):
                 continue
             for sample in samples:
                 yield Record(file, row, image_id, path, sample)
-
-    def _image(self, folders: list[str], split: str, number: int) -> str:
-        """Train has images of both COCO folders, and says of none in which it is."""
-        names = [f"{'COCO_' if split == 'train' else ''}{part}_{number:012d}.jpg" for part in PARTS[split]]
-        for name in names[:-1]:
-            try:
-                return image_path(folders, name)
-            except ValueError:
-                continue
-        return image_path(folders, names[-1])
 
 
 def read_rounds(

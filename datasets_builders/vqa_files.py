@@ -10,10 +10,10 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from .official_files import BadRowError, field, image_path, read_json_items, text_field
+from .official_files import BadRowError, field, first_image, read_json_items, text_field
 from .schema import InstructionBuilder, Record, make_sample
 
 NUM_ANSWERS = 10  # annotators a question
@@ -158,21 +158,6 @@ def _read_annotations(
             )
         except ValueError as error:
             found[question_id] = BadRowError(path, row, str(error))
-
-
-def first_image(folders: Sequence[str], *names: str) -> str:
-    """Where an image lies that may have any of `names`.
-
-    Raises:
-        ValueError: a name points outside the folders, or no folder has any; says so of the first.
-    """
-    errors = []
-    for name in names:
-        try:
-            return image_path(folders, name)
-        except ValueError as error:
-            errors.append(error)
-    raise errors[0]
 
 
 class COCOQuestions(InstructionBuilder):

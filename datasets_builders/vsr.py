@@ -7,10 +7,10 @@ data_dir/images/000000372029.jpg          or train2017/ and val2017/, or the fol
  "relation": "on", "subj": "dog", "obj": "surfboard", ...}
 """
 
-import re
 from collections.abc import Iterator
 from typing import ClassVar
 
+from .coco_images import coco_image_id
 from .official_files import BadRowError, field, image_path, read_json_lines
 from .schema import BuilderConfig, InstructionBuilder, Record, make_sample
 
@@ -33,9 +33,6 @@ class VSR(InstructionBuilder):
                 if isinstance(record, BadRowError):
                     raise ValueError(record.reason)
                 name = field(record, "image", str)
-                number = re.search(r"(\d{12})\.\w+$", name)
-                if number is None:
-                    raise ValueError(f"image {name!r} is not named by a COCO id of 12 digits")
                 label = field(record, "label", int)
                 if label not in (0, 1):
                     raise ValueError(f"'label' should be 0 or 1, is {label}")
@@ -47,6 +44,6 @@ class VSR(InstructionBuilder):
                     label=label,
                     tags=[f"relation={field(record, 'relation', str)}"],
                 )
-                yield Record(file, row, f"coco/{number[1]}", image_path(folders, name), sample)
+                yield Record(file, row, coco_image_id(name), image_path(folders, name), sample)
             except ValueError as error:
                 yield BadRowError(file, row, str(error))

@@ -262,3 +262,10 @@ def test_the_hub_copy_of_karpathys_split_has_the_same_sample(karpathy_folder, ca
     (record,) = copy.records(theirs, 1, "test")
     assert copy.image_file(record) == NAMES["test"]
     assert (copy.image_id(record), [make_sample(**copy.sample(record))]) == (row["image_id"], row["samples"])
+
+
+def test_files_of_another_config_are_told_apart(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="json for config karpathy; other configs are 2017, 2014"
+    ):
+        load("coco_caption", tmp_path)

@@ -106,6 +106,12 @@ def test_a_broken_clip_is_named_and_can_be_skipped(msvd, cache):
     assert len(load("msvd_qa", str(msvd), split="test", cache_dir=cache, on_bad="skip")) == 1
 
 
+def test_a_mapping_that_is_no_text_is_named(msvd, cache):
+    (msvd / "youtube_mapping.txt").write_bytes(b"\xff vid1\n")
+    with pytest.raises(ValueError, match=r"youtube_mapping\.txt: not a text file"):
+        load("msvd_qa", str(msvd), split="test", cache_dir=cache)
+
+
 def test_a_youtube_name_may_not_lead_out_of_the_folder(msvd, cache):
     (msvd / "youtube_mapping.txt").write_text("../../secret vid1\n")
     with pytest.raises(BadRowError, match="row 2: video '../../secret.mp4' is not a name inside the video folder"):
