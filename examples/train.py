@@ -188,10 +188,9 @@ def main(arguments: list[str] | None = None) -> None:
         scorer=held_in_scores,
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    folder = os.path.join(training.output_dir, "release")
+    trainer.save_model(folder, bridge_only=recipe.release == "bridge")
     if trainer.is_world_process_zero():
-        folder = os.path.join(training.output_dir, "release")
-        model.save_pretrained(folder, bridge_only=recipe.release == "bridge")
-        processor.save_pretrained(folder)
         print(f"saved the {recipe.release} release to {folder}")
 
 

@@ -54,6 +54,9 @@ class InstructBLIPTrainingArguments(TrainingArguments):
     images_together: int = field(
         default=1, metadata={"help": "Most samples of one image that are put into a batch together, to encode it once."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Whatever trains has a gradient in every batch, so there is nothing to find."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Steps between two lines of the log."})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "The collator needs columns that the model does not."}

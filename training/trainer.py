@@ -131,12 +131,19 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
             inputs = {**inputs, "skip_logits": True}  # the loss needs vocabulary logits at answer tokens only
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model and processor: a bridge-only release where the backbones are known, else the whole model.
+    def save_model(
+        self, output_dir: str | None = None, _internal_call: bool = False, bridge_only: bool | None = None
+    ) -> None:
+        """Save model and processor; every process calls it, and the first one writes.
 
-        Checkpoints, for which the Trainer itself calls this, hold the bridge alone in either case.
+        Checkpoints, for which the Trainer itself calls this, hold the bridge alone in any case.
+
+        Args:
+            output_dir: default `args.output_dir`.
+            bridge_only: a bridge-only release, or the whole model. Default: bridge-only where the backbones are known.
         """
-        self._save_whole_model = not _internal_call and not self._backbones_are_known()
+        whole = not self._backbones_are_known() if bridge_only is None else not bridge_only
+        self._save_whole_model = whole and not _internal_call
         super().save_model(output_dir, _internal_call=_internal_call)
 
     def _gathered_model(self) -> dict[str, torch.Tensor]:
@@ -150,7 +157,7 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
         return bool(model.known_backbones)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        if self._save_whole_model or isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
+        if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
             super()._save(output_dir, state_dict)
             return
         if not self.args.should_save:
@@ -159,8 +166,8 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
         os.makedirs(output_dir, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         bridge = model.bridge_state_dict() if state_dict is None else state_dict
-        if self._backbones_are_known():
-            model.save_pretrained(output_dir, bridge_only=True, state_dict=state_dict)
+        if self._save_whole_model or self._backbones_are_known():
+            model.save_pretrained(output_dir, bridge_only=not self._save_whole_model, state_dict=state_dict)
         else:  # enough to resume; loading it as a model says that the backbones are missing
             config = copy.deepcopy(model.config)
             config.bridge_only = True
