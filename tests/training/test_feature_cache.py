@@ -428,7 +428,7 @@ def test_a_cached_run_gives_the_losses_of_an_uncached_one(train, tmp_path):
     options = {"feature_cache": str(tmp_path / "cache"), "feature_cache_dtype": "float32"}
     plain, _ = train()
     cold, encoded = train(**options)
-    warm, none = train(**options)
+    warm, none = train(predict_with_generate=True, dataloader_num_workers=1, **options)
     assert cold == pytest.approx(plain, abs=1e-6, rel=1e-6)
     assert warm == cold
     assert sum(encoded) == 8
