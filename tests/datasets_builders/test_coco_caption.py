@@ -265,7 +265,5 @@ def test_the_hub_copy_of_karpathys_split_has_the_same_sample(karpathy_folder, ca
 
 
 def test_files_of_another_config_are_told_apart(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="json for config karpathy; other configs are 2017, 2014"
-    ):
+    with pytest.raises(FileNotFoundError, match="json for config karpathy; other configs are 2017, 2014"):
         load("coco_caption", tmp_path)

@@ -81,3 +81,12 @@ def test_ones_own_data_are_loaded_with_their_own_wordings():
     card = write_card("me/mix", [make_config("mine", task=own_format("mine").task)])
     assert "import InstructionDataset, load, own_format\n" in card
     assert 'InstructionDataset(rows, "mine", format=own_format("mine"))[0]' in card
+
+
+def test_the_datasets_that_not_everyone_may_have_are_these():
+    llava = {name for name in TABLE if name.startswith("llava_")}
+    videos = {"msvd_qa", "msrvtt_qa", "ivqa"}  # no licence stated, and clips of others
+    restricted = {"flickr30k", "hateful_memes", "iconqa", "ocr_vqa", "scienceqa", *llava, *videos}
+    assert {name for name in TABLE if terms(name)} == restricted
+    card = write_card("me/mix", [make_config(name) for name in TABLE])
+    assert all((f"> `{name}` is " in card) == (name in restricted) for name in TABLE)
