@@ -360,8 +360,11 @@ class InstructBLIPForConditionalGeneration(
             )
             if image_index is None and pixel_values is not None and pixel_values.dim() == 5:
                 image_index = torch.zeros(pixel_values.shape[:2], dtype=torch.long, device=pixel_values.device)
+        # All processes gather sharded layers in one order, backward too: here, and with a gradient for what comes next.
+        nothing = self._no_image() if features is None and self.is_sharded else None
         pooled = None if features is None else features.pooler_output
         embeds, mask, is_image = self._merge(input_ids, attention_mask, inputs_embeds, image_index, pooled)
+        embeds = embeds if nothing is None else embeds + nothing.to(embeds.dtype)
         self._check_length(mask)
         return embeds, mask, is_image, features
 
@@ -439,7 +442,7 @@ class InstructBLIPForConditionalGeneration(
             )
         if features is None:
             features = InstructBLIPImageFeatures()
-            if loss is not None and self.training and torch.is_grad_enabled():
+            if loss is not None and self.training and torch.is_grad_enabled() and not self.is_sharded:
                 loss = loss + self._no_image()
         output = InstructBLIPOutput(
             loss=loss,
@@ -455,6 +458,11 @@ class InstructBLIPForConditionalGeneration(
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether processes share the weights (FSDP2, ZeRO-3), and so have to run all layers together."""
+        return any(hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id") for parameter in self.parameters())
+
     def _no_image(self) -> torch.Tensor:
         """Zero that depends on the bridge, so that a batch without images has zero gradients for it and not none.
 
@@ -464,7 +472,7 @@ class InstructBLIPForConditionalGeneration(
         norm = self.vision_layernorm.weight
         text = torch.zeros(1, 1, dtype=torch.long, device=norm.device) if self.config.qformer_text_input else None
         vision = self.config.vision_config
-        if any(hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id") for parameter in self.parameters()):
+        if self.is_sharded:
             side: Any = vision.image_size
             size = (side, side) if isinstance(side, int) else side
             image = {"pixel_values": torch.zeros(1, 3, *size, device=norm.device)}
