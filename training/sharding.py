@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.module import _IncompatibleKeys
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
@@ -62,7 +62,9 @@ class ShardedTrainer(Trainer):
         with layers_as_units(self.accelerator, self.model):
             prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         # transformers looks here before it lets processes end their answers at different lengths
-        self.accelerator.unwrap_model(self.model)._is_fsdp_managed_module = True
+        for part in self.model.modules():
+            if isinstance(part, PreTrainedModel):
+                part._is_fsdp_managed_module = True
         return prepared
 
     # Checkpoints
