@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -9,10 +10,11 @@ import instructblip
 
 
 def test_the_script_aligns_the_bridge_and_saves_it(
-    tiny_model, tiny_images, llama_tokenizer, qformer_tokenizer, tmp_path
+    tiny_model, tiny_images, llama_tokenizer, qformer_tokenizer, tmp_path, monkeypatch
 ):
     spec = importlib.util.spec_from_file_location("dpo", Path(__file__).parents[2] / "examples" / "dpo.py")
     script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "dpo", script)  # TRL's trainer writes its arguments down by their class
     spec.loader.exec_module(script)
     processor = instructblip.InstructBLIPProcessor(
         CLIPImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False), llama_tokenizer,
