@@ -237,12 +237,15 @@ class SignalAt(TrainerCallback):
 
 
 def test_ctrl_c_saves_once_however_often_it_is_passed_on(trainer):
-    before = signal.getsignal(signal.SIGINT)
-    run = trainer("ctrl-c", max_steps=9, save_strategy="epoch", callbacks=[SignalAt(3, signal.SIGINT, times=2)])
-    with pytest.raises(KeyboardInterrupt):
-        run.train()
-    assert checkpoints.newest_whole(run.args.output_dir) == (3, {})
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's worker processes ignore it
+    try:
+        run = trainer("ctrl-c", max_steps=9, save_strategy="epoch", callbacks=[SignalAt(3, signal.SIGINT, times=2)])
+        with pytest.raises(KeyboardInterrupt):
+            run.train()
+        assert checkpoints.newest_whole(run.args.output_dir) == (3, {})
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_handler_of_the_user_is_left_alone(trainer):
