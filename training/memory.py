@@ -346,7 +346,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = plans(counted, options.gpus, options.tflops, options.link)
     print(
         f"{options.model}: {(counted.vision + counted.language) / 1e9:.2f} G frozen parameters in bfloat16, "
-        f"{counted.bridge / 1e6:.0f} M trained in float32. {options.gpus} GPUs of {options.gib:g} GiB, "
+        f"{counted.bridge / 1e6:.0f} M trained in float32. {options.gpus} x {options.gib:g} GiB, "
         f"{options.batch} samples each. GiB per GPU, computed, not measured:\n"
     )
     print(table(found, options.gib, options.batch, options.gpus))
