@@ -57,13 +57,13 @@ class Recorded(InstructBLIPTrainer):
         super().log(logs, *args, **kwargs)
 
 
-def trainer(model_folder, folder, dataset=None, sharded=False, **arguments):
-    if sharded:
-        several_processes.on_cpu()
+def trainer(model_folder, folder, dataset=None, sharded=False, deepspeed=False, **arguments):
+    if sharded or deepspeed:
+        several_processes.on_cpu(deepspeed)
     # With Adam's usual epsilon, the rounding noise of tiny gradients would become steps of the learning rate's size.
     defaults = dict(
         per_device_train_batch_size=2, learning_rate=2e-3, adam_epsilon=1e-3, warmup_steps=0, logging_steps=1,
-        report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no", max_steps=3, save_steps=500,
+        report_to="none", use_cpu=not deepspeed, disable_tqdm=True, save_strategy="no", max_steps=3, save_steps=500,
         train_sampling_strategy="sequential",
     )  # fmt: skip
     arguments = InstructBLIPTrainingArguments(str(folder), **{**defaults, **arguments})

@@ -20,21 +20,27 @@ CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate"
 def launcher_environment(config):
     """What `accelerate launch --config_file examples/accelerate/NAME.yaml` sets for its processes."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     arguments = ["--config_file", str(CONFIGS / config), "--num_processes", "2", "--main_process_port", "0", "train.py"]
-    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
-    environment = prepare_multi_gpu_env(arguments)
-    return {name: value for name, value in environment.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        _, environment = prepare_deepspeed_cmd_env(arguments)
+        environment["DS_ACCELERATOR"] = environment["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    else:
+        environment = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in environment.items() if name.startswith(("ACCELERATE_", "FSDP_", "DS_"))}
 
 
-def on_cpu():
-    """Let accelerate take CPU processes for GPUs: it shards on those only."""
+def on_cpu(deepspeed=False):
+    """Let accelerate take CPU processes for GPUs: it shards on those only. DeepSpeed connects them itself."""
     from accelerate import DistributedType, PartialState
 
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
-    torch.distributed.init_process_group("gloo")
+    if not deepspeed:
+        torch.distributed.init_process_group("gloo")
 
 
 def run(function, *arguments, processes_count=2, environment=None):

@@ -52,7 +52,8 @@ def train(model_folder, places):
     """train("llama", "name", processes=2, max_steps=3): what each process returns of a run in a folder of that name."""
 
     def run(kind, name, processes=2, environment=None, function=distributed_training.train, **arguments):
-        call = functools.partial(function, model_folder(kind), str(places / f"{kind}-{name}"), **arguments)
+        places_of_it = {"model_folder": model_folder(kind), "folder": str(places / f"{kind}-{name}")}
+        call = functools.partial(function, **{**places_of_it, **arguments})
         return several_processes.run(call, processes_count=processes, environment=environment)
 
     return run
@@ -113,6 +114,24 @@ def test_a_checkpoint_of_one_way_resumes_in_every_other(train, places):
             for before, after in zip(unbroken, resumed, strict=True):
                 assert after["ids"] == before["ids"][2:]
                 same({**before, "losses": before["losses"][2:]}, after, tolerance=0 if way == other else 1e-6)
+
+
+def test_zero_3_trains_saves_and_resumes(train, places):
+    """From a whole model, and from a bridge release, whose backbones are read in parts."""
+    pytest.importorskip("deepspeed")
+    environment = {**several_processes.launcher_environment("zero3.yaml"), **FULL_PRECISION}
+    options = dict(max_steps=4, save_strategy="steps", save_steps=2)
+    sharded = dict(environment=environment, deepspeed=True)
+    (one,) = train("llama", "zero-one", processes=1, per_device_train_batch_size=4, **options)
+    unbroken = train("llama", "zero", **sharded, **options)
+    same(one, unbroken[0])
+    checkpoint = places / "llama-zero" / "checkpoint-2"
+    assert set(load_file(checkpoint / "model.safetensors")) == set(one["bridge"])
+    resumed = train("llama", "zero", **sharded, **options, resume=str(checkpoint))[0]
+    same({**unbroken[0], "losses": unbroken[0]["losses"][2:]}, resumed, tolerance=0)
+    released = dict(max_steps=1, model_folder=str(checkpoint))
+    (one,) = train("llama", "zero-one", processes=1, per_device_train_batch_size=4, **released)
+    same(one, train("llama", "zero", **sharded, **released)[0])
 
 
 def test_a_sharded_model_is_released_whole_and_as_a_bridge(train, places):
