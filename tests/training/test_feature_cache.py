@@ -1,3 +1,4 @@
+import functools
 import json
 import multiprocessing
 import os
@@ -5,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import datasets
+import distributed_training
 import numpy as np
 import pytest
+import several_processes
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -578,3 +581,21 @@ def _rows(photos):
 def test_a_dataset_that_leaves_images_encoded_opens_none(photos):
     rows = _rows(photos)
     assert rows[0]["image"] == {"bytes": None, "path": photos[0]}
+
+
+# ---- several processes
+
+
+def test_two_processes_fill_one_cache_and_sharded_ones_read_it(saved, tmp_path):
+    def run(name, **options):
+        options = dict(feature_cache_dtype="float32", **options)
+        call = functools.partial(distributed_training.train, saved, str(tmp_path / name), **options)
+        environment = several_processes.launcher_environment("fsdp2.yaml") if options.get("sharded") else {}
+        return several_processes.run(call, environment={**environment, "ACCELERATE_MIXED_PRECISION": "no"})[0]["losses"]
+
+    cache = str(tmp_path / "cache")
+    plain = run("plain")
+    assert run("filled", feature_cache=cache) == pytest.approx(plain, abs=1e-6)
+    assert run("sharded", feature_cache=cache, sharded=True) == pytest.approx(plain, abs=1e-5)
+    with pytest.raises(AssertionError, match="2 images of a batch are not in the feature cache.*with encode_images"):
+        run("empty", feature_cache=str(tmp_path / "empty"), sharded=True)
