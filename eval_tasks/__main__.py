@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: arguments without the program's name. Default: those of the process.
     """
+    import torch.distributed
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
         command_line.execute(with_our_tasks(command_line.parse_args()))
     finally:
         sys.argv = program
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # a process that ends with the group's threads running may abort
 
 
 def with_our_tasks(arguments: Namespace) -> Namespace:

@@ -198,6 +198,7 @@ def test_the_users_own_task_folder_and_config_file_stay(tmp_path, capsys):
 TWO_PROCESSES = """
     import datasets, json, sys
     import lm_eval
+    from accelerate import PartialState
     from instructblip.eval_tasks import InstructBLIPEvalModel, task_manager
     release, data_root, cache, output = sys.argv[1:]
     datasets.config.HF_DATASETS_CACHE = cache
@@ -210,6 +211,7 @@ TWO_PROCESSES = """
             json.dump({"results": results["results"], "world_size": lm.world_size}, file)
     else:
         assert results is None
+    PartialState().destroy_process_group()  # as the command does at its end
 """
 
 
