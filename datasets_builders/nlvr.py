@@ -41,8 +41,6 @@ class NLVR(InstructionBuilder):
         part = os.path.basename(os.path.dirname(folders[0]))
         for row, record in read_json_lines(file):
             try:
-                if isinstance(record, BadRowError):
-                    raise ValueError(record.reason)
                 truth = field(record, "label", str)
                 if truth not in CHOICES:
                     raise ValueError(f"'label' should be 'true' or 'false', is {truth!r}")

@@ -257,12 +257,14 @@ def field(record: Any, name: str, *kinds: type) -> Any:
     """`record[name]`, checked.
 
     Args:
-        record: one row as JSON gave it.
+        record: one row as JSON gave it, or as `read_json_lines` gives a line that is none.
         kinds: the exact types allowed; `bool` does not pass for `int`. Strings may not be blank.
 
     Raises:
-        ValueError: no object, no such field, another type, a blank string, or one that UTF-8 cannot hold.
+        ValueError: no JSON, no object, no such field, another type, a blank string, or one that UTF-8 cannot hold.
     """
+    if isinstance(record, BadRowError):
+        raise ValueError(record.reason)
     if not isinstance(record, dict):
         raise ValueError(f"expected an object with '{name}', found {describe(record)}")
     if name not in record:

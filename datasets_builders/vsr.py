@@ -30,8 +30,6 @@ class VSR(InstructionBuilder):
         folders = self.image_folders(split)
         for row, record in read_json_lines(file):
             try:
-                if isinstance(record, BadRowError):
-                    raise ValueError(record.reason)
                 name = field(record, "image", str)
                 label = field(record, "label", int)
                 if label not in (0, 1):
