@@ -1,25 +1,15 @@
 """Short training runs for `several_processes.run`, on tiny models from a folder."""
 
-import io
 import os
 
-import datasets
 import several_processes
 import torch
-from PIL import Image
+from pictured_questions import ANSWERS, QUESTIONS, grouped_rows, picture
 
 from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
 from instructblip.datasets_builders import InstructionDataset, InstructionFormat, InstructionMixture, stream_mixture
-from instructblip.datasets_builders.schema import make_sample, row_features
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
 from instructblip.training.sharding import gathered
-
-QUESTIONS = ("what is the color of this cat ?", "is there a dog ?", "what is in the picture ?", "how red is this ?")
-ANSWERS = ("red", "no", "a green dog", "one two three four", "yes")
-
-
-def picture(number):
-    return Image.new("RGB", (28, 28), (number * 37 % 256, number * 91 % 256, number * 53 % 256))
 
 
 class Rows(torch.utils.data.Dataset):
@@ -107,16 +97,7 @@ def evaluate(model_folder, folder, **arguments):
 
 def mixture(kind):
     """Two datasets of 14 and 6 questions, as a map-style mixture of one epoch, or as a stream."""
-    sources = {}
-    for name, count in (("a", 7), ("b", 3)):
-        rows = []
-        for number in range(count):
-            png = io.BytesIO()
-            picture(number).save(png, "PNG")
-            samples = [make_sample(f"{name}{number}q{q}", QUESTIONS[q], [ANSWERS[number % 5]]) for q in range(2)]
-            image = {"bytes": png.getvalue(), "path": None}
-            rows.append({"image": image, "image_id": f"{name}{number}", "samples": samples})
-        sources[name] = datasets.Dataset.from_list(rows, features=row_features())
+    sources = grouped_rows(a=7, b=3)
     formats = {name: InstructionFormat.of(name, task="vqa") for name in sources}
     shares = {"a": 0.7, "b": 0.3}
     if kind == "map":

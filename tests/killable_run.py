@@ -4,7 +4,6 @@ The processes are forked from one that has imported everything (`multiprocessing
 """
 
 import gc
-import io
 import json
 import multiprocessing
 import os
@@ -18,24 +17,16 @@ import traceback
 import datasets
 import psutil
 import torch
-from PIL import Image
+from pictured_questions import ANSWERS, QUESTIONS, grouped_rows, picture
 from transformers import TrainerCallback
 
 from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
 from instructblip.datasets_builders import InstructionFormat, stream_mixture
-from instructblip.datasets_builders.schema import make_sample, row_features
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
 
 datasets.disable_progress_bars()
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["instructblip.datasets_builders", "instructblip.training"])
-
-QUESTIONS = ("what is the color of this cat ?", "is there a dog ?", "what is in the picture ?", "how red is this ?")
-ANSWERS = ("red", "no", "a green dog", "one two three four", "yes")
-
-
-def picture(number):
-    return Image.new("RGB", (28, 28), (number * 37 % 256, number * 91 % 256, number * 53 % 256))
 
 
 class Rows(torch.utils.data.Dataset):
@@ -67,16 +58,7 @@ def finite_stream():
 
 def endless_stream():
     """A mixture of two sources, tiny."""
-    sources = {}
-    for name, count in (("a", 9), ("b", 5)):
-        rows = []
-        for number in range(count):
-            png = io.BytesIO()
-            picture(number).save(png, "PNG")
-            samples = [make_sample(f"{name}{number}q{q}", QUESTIONS[q], [ANSWERS[number % 5]]) for q in range(2)]
-            image = {"bytes": png.getvalue(), "path": None}
-            rows.append({"image": image, "image_id": f"{name}{number}", "samples": samples})
-        sources[name] = datasets.Dataset.from_list(rows, features=row_features()).to_iterable_dataset(num_shards=2)
+    sources = {name: rows.to_iterable_dataset(num_shards=2) for name, rows in grouped_rows(a=9, b=5).items()}
     formats = {name: InstructionFormat.of(name, task="vqa") for name in sources}
     return stream_mixture(sources, {"a": 0.7, "b": 0.3}, formats, block_rows=4)
 

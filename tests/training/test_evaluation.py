@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import CLIPImageProcessor
 
-from instructblip import InstructBLIPProcessor
 from instructblip.datasets_builders import InstructionDataset
 from instructblip.datasets_builders.mixture import InstructionMixture
 from instructblip.datasets_builders.schema import make_sample, row_features
@@ -16,17 +14,6 @@ from instructblip.training.homogeneous import HomogeneousSampler
 KINDS = ("t5", "llama")
 QUESTIONS = ("what is the color of this cat ?", "is there a dog ?", "what is in the picture ?", "how red is this ?")
 ANSWERS = ("red", "no", "a green dog", "one two three four")
-
-
-@pytest.fixture
-def processor(t5_tokenizer, llama_tokenizer, qformer_tokenizer):
-    def make(kind):
-        images = CLIPImageProcessor(size={"height": 28, "width": 28}, do_center_crop=False)
-        tokenizer = t5_tokenizer if kind == "t5" else llama_tokenizer
-        options = dict(num_query_tokens=4, qformer_max_length=32, is_encoder_decoder=kind == "t5")
-        return InstructBLIPProcessor(images, tokenizer, qformer_tokenizer, **options)
-
-    return make
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, CLIPImageProcessor, TrainerCallback
+from transformers import AutoModelForImageTextToText, TrainerCallback
 
-from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
+from instructblip import InstructBLIPForConditionalGeneration
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
 
 KINDS = ("t5", "llama")
@@ -21,23 +21,6 @@ ROWS = [
     {"instruction": "what is in the picture ?", "response": "a green dog"},
     {"instruction": "how red is this ?", "response": "one two three four"},
 ]
-
-
-@pytest.fixture
-def processor(t5_tokenizer, llama_tokenizer, qformer_tokenizer):
-    """A factory: the processor that belongs to `tiny_model(kind)`."""
-
-    def make(kind):
-        return InstructBLIPProcessor(
-            CLIPImageProcessor(size={"height": 28, "width": 28}, do_center_crop=False),
-            t5_tokenizer if kind == "t5" else llama_tokenizer,
-            qformer_tokenizer,
-            num_query_tokens=4,
-            qformer_max_length=32,
-            is_encoder_decoder=kind == "t5",
-        )
-
-    return make
 
 
 @pytest.fixture

@@ -5,33 +5,14 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessor, TrainerCallback
+from transformers import TrainerCallback
 
-from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
+from instructblip import InstructBLIPForConditionalGeneration
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
 
 KINDS = ("t5", "llama")
 QUESTIONS = ("what is the color of this cat ?", "is there a dog ?", "what is in the picture ?", "how red is this ?")
 ANSWERS = ("red", "no", "a green dog", "one two three four")
-
-
-@pytest.fixture
-def processor(t5_tokenizer, llama_tokenizer, qformer_tokenizer):
-    """A factory: the processor that belongs to `tiny_model(kind)`."""
-
-    def make(kind):
-        images = CLIPImageProcessor(size={"height": 28, "width": 28}, do_center_crop=False)
-        tokenizer = t5_tokenizer if kind == "t5" else llama_tokenizer
-        return InstructBLIPProcessor(
-            images,
-            tokenizer,
-            qformer_tokenizer,
-            num_query_tokens=4,
-            qformer_max_length=32,
-            is_encoder_decoder=kind == "t5",
-        )
-
-    return make
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import CLIPImageProcessor, TrainerCallback
+from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from instructblip import (
     InstructBLIPCollator,
     InstructBLIPForConditionalGeneration,
     InstructBLIPPreferenceCollator,
-    InstructBLIPProcessor,
 )
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
 
@@ -19,20 +18,6 @@ QUESTIONS = ("what is the color of this cat ?", "is there a dog ?", "what is in 
 ANSWERS = ("red", "no", "a green dog", "one two three four")
 QUIET = dict(report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no", bf16=False, max_steps=1)
 QUIET |= dict(per_device_train_batch_size=4, learning_rate=1e-2, logging_steps=1)
-
-
-@pytest.fixture
-def processor(llama_tokenizer, t5_tokenizer, gpt2_tokenizer, qformer_tokenizer):
-    tokenizers = {"llama": llama_tokenizer, "t5": t5_tokenizer, "gpt2": gpt2_tokenizer}
-
-    def make(kind="llama"):
-        images = CLIPImageProcessor(size={"height": 28, "width": 28}, do_center_crop=False)
-        return InstructBLIPProcessor(
-            images, tokenizers[kind], qformer_tokenizer, num_query_tokens=4, qformer_max_length=32,
-            is_encoder_decoder=kind == "t5",
-        )  # fmt: skip
-
-    return make
 
 
 @pytest.fixture
