@@ -62,6 +62,11 @@ class InstructBLIPTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "The collator needs columns that the model does not."}
     )
 
+    @property
+    def order_seed(self) -> int:
+        """What the order of the training data is drawn from."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not (self.fp16 or self.use_cpu) and is_torch_bf16_gpu_available()

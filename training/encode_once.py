@@ -6,7 +6,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from .feature_cache import CachingCollator, FeatureCache, KeepFeatures, encoder, leave_images_encoded
@@ -15,6 +15,8 @@ from .image_sampler import ImageSampler
 
 class EncodeOnceMixin(Trainer):
     """Encodes an image once for all epochs (`args.feature_cache`), or for several samples (`args.images_together`)."""
+
+    told_the_epoch: list[Any]  # of `ResumableTrainer`
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -39,7 +41,8 @@ class EncodeOnceMixin(Trainer):
             self.eval_dataset = {name: leave_images_encoded(dataset) for name, dataset in self.eval_dataset.items()}
         else:
             self.eval_dataset = leave_images_encoded(self.eval_dataset)
-        self.add_callback(KeepFeatures(self.feature_cache, self.data_collator))
+        self.told_the_epoch.append(self.data_collator)
+        self.add_callback(KeepFeatures(self.feature_cache))
 
     def _base_model(self) -> Any:
         model = self.accelerator.unwrap_model(self.model)
@@ -70,17 +73,6 @@ class EncodeOnceMixin(Trainer):
                 "images_together, homogeneous_batches and train_sampling_strategy each decide the order: set only one"
             )
         if self._image_sampler is None or self._image_sampler.batch_size != self._train_batch_size:
-            seed = args.seed if args.data_seed is None else args.data_seed
-            self._image_sampler = ImageSampler(dataset, self._train_batch_size, args.images_together, seed)
-            self.add_callback(_TellSampler(self._image_sampler))
+            self._image_sampler = ImageSampler(dataset, self._train_batch_size, args.images_together, args.order_seed)
+            self.told_the_epoch.append(self._image_sampler)
         return self._image_sampler
-
-
-class _TellSampler(TrainerCallback):
-    """Tells the sampler each epoch's number; accelerate does not where several processes resume within an epoch."""
-
-    def __init__(self, sampler: ImageSampler):
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(int(state.epoch or 0))

@@ -19,10 +19,10 @@ from instructblip.modeling.packing import next_labels
 
 from .console import use_console
 from .homogeneous import HomogeneousSampler
+from .resumable_trainer import NOT_FOR_THE_MODEL
 
 Scorer = Callable[[list[str], list[Mapping[str, Any]]], dict[str, float]]
 PARTS_OF_THE_LOSS = ("loss_itc", "loss_itm", "loss_itg")  # of stage 1
-NOT_FOR_THE_MODEL = ("id", "dataset")  # what `InstructBLIPCollator(keep_ids=True)` adds
 
 
 class EvaluationMixin(Trainer):
@@ -60,7 +60,6 @@ class EvaluationMixin(Trainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = {key: value for key, value in inputs.items() if key not in NOT_FOR_THE_MODEL}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if getattr(outputs, "token_losses", None) is not None:
             rows = row_sums(outputs.token_losses, outputs.token_hits, self._learned_per_row(inputs))
@@ -163,7 +162,7 @@ class EvaluationMixin(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.homogeneous_batches:
-            return HomogeneousSampler(dataset, self._train_batch_size, self.args.data_seed or self.args.seed)
+            return HomogeneousSampler(dataset, self._train_batch_size, self.args.order_seed)
         if hasattr(dataset, "sources") and self.args.train_sampling_strategy == "random":
             return SequentialSampler(dataset)  # a mixture's order is drawn already, and a list of it would be long
         return super()._get_train_sampler(train_dataset)

@@ -259,13 +259,10 @@ class BatchImages:
 
 
 class KeepFeatures(TrainerCallback):
-    """Writes the features that a training has encoded, and tells its collator each epoch's number."""
+    """Writes the features that a training has encoded."""
 
-    def __init__(self, cache: FeatureCache, collator: CachingCollator):
-        self.cache, self.collator = cache, collator
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.set_epoch(int(state.epoch or 0))
+    def __init__(self, cache: FeatureCache):
+        self.cache = cache
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self.cache.store.flush()

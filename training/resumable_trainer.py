@@ -49,10 +49,12 @@ class ResumableTrainer(Trainer):
         self._stream: StreamBatches | None = None
         self._running: list[tuple[torch.Tensor, list[str]]] = []  # loss and samples of the batches of this step
         self._unchecked: list[tuple[int, list[tuple[torch.Tensor, list[str]]], Any]] = []
+        self.told_the_epoch: list[Any] = []  # datasets, collators and samplers with `set_epoch`
         super().__init__(*args, **kwargs)
         if self.args.enable_jit_checkpoint:
             raise ValueError("enable_jit_checkpoint saves within a step: leave it out, SIGTERM saves after the step")
         self.args.logging_nan_inf_filter = False  # waits for the device in every step, to hide what ends the run here
+        self.add_callback(_TellEpoch(self.told_the_epoch))
         self.add_callback(_StopAfterStep(self))
 
     def train(
@@ -279,7 +281,7 @@ class ResumableTrainer(Trainer):
             args.dataloader_num_workers,
             args.process_index,
             args.world_size,
-            args.seed if args.data_seed is None else args.data_seed,
+            args.order_seed,
             **options,
         )
         if self._resumed_from is not None:
@@ -359,6 +361,17 @@ class ResumableTrainer(Trainer):
         if base.num_workers and not isinstance(base.worker_init_fn, ShieldedWorker):
             base.worker_init_fn = ShieldedWorker(base.worker_init_fn)
         return loader
+
+
+class _TellEpoch(TrainerCallback):
+    """Tells each epoch's number to whatever draws by it; accelerate does not where a run resumes within one."""
+
+    def __init__(self, told: list[Any]):
+        self.told = told
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        for each in self.told:
+            each.set_epoch(int(state.epoch or 0))
 
 
 class _StopAfterStep(TrainerCallback):

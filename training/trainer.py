@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
-from transformers import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from instructblip.modeling import InstructBLIPForConditionalGeneration, InstructBLIPForPreTraining
@@ -99,9 +98,7 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
                 processing_class=processing_class,
                 **kwargs,
             )
-        drawing = [each for each in (train_dataset, data_collator) if hasattr(each, "set_epoch")]
-        if drawing:
-            self.add_callback(TellEpoch(drawing))
+        self.told_the_epoch += [each for each in (train_dataset, data_collator) if hasattr(each, "set_epoch")]
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in LAVIS: one-dimensional tensors and biases do not decay, and so the queries do."""
@@ -196,17 +193,6 @@ def not_quantized(model: InstructBLIPForConditionalGeneration) -> Iterator[None]
     finally:
         if quantized is not None:
             model.is_quantized = quantized
-
-
-class TellEpoch(TrainerCallback):
-    """Tells a dataset or collator each epoch's number; accelerate's loader does not where a run resumes within one."""
-
-    def __init__(self, drawing: list[Any]):
-        self.drawing = drawing
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        for each in self.drawing:
-            each.set_epoch(int(state.epoch or 0))
 
 
 def set_precision(model: InstructBLIPForConditionalGeneration, frozen_dtype: torch.dtype | None) -> None:
