@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import lm_eval.models  # noqa: F401  first: lm-eval registers its own models only while the registry is empty
@@ -19,12 +20,21 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
+from instructblip.eval_tasks.driver import Driver, Prompt
 from instructblip.eval_tasks.images import read_image
+from instructblip.eval_tasks.instructblip_driver import InstructBLIPDriver
+from instructblip.eval_tasks.prefetch import prepare_ahead
 from instructblip.modeling.backbones import commit_of
-from instructblip.processing.image_loading import image_key
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +65,6 @@ class CandidateList(Sequence):
 
     def __repr__(self) -> str:
         return f"CandidateList({len(self)} candidates, sha256 {self._digest})"
-
-
-class Prompt:
-    """What the model sees of a document: a text and references to its pictures."""
-
-    def __init__(self, text: str, visual: Any) -> None:
-        self.text = text
-        if visual is None or visual == "":
-            visual = []
-        self.references = list(visual) if isinstance(visual, (list, tuple)) else [visual]
-        self.image_keys: tuple[Hashable, ...] = tuple(image_key(reference) for reference in self.references)
 
 
 @register_model("instructblip")
@@ -115,36 +114,22 @@ class InstructBLIPEvalModel(LM):
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size {batch_size!r}: pass a positive number of documents")
         self.batch_size = int(batch_size)
-        self.max_length = max_length
         self.add_end_token = add_end_token
         self.length_normalize = length_normalize
         self.revision = revision
         self._join_processes(device)
-        hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-        if isinstance(pretrained, str):
-            config, _ = PreTrainedConfig.get_config_dict(pretrained, revision=revision)
-            # The Auto classes take official checkpoints for transformers' own model.
-            official = config.get("model_type") == "instructblip"
-            model_class = InstructBLIPForConditionalGeneration if official else AutoModelForImageTextToText
-            self.model: Any = model_class.from_pretrained(pretrained, dtype=dtype, device_map=device_map, **hub)
-            if device_map is None:
-                self.model.to(self._device)
-        else:
-            self.model = pretrained
-        self._device = self.model.device
-        if processor is None:
-            if not isinstance(pretrained, str):
-                raise TypeError("a model in memory needs its processor: pass processor=")
-            processor = pretrained
-        elif isinstance(processor, str):
-            hub["revision"] = None  # `revision` is a commit of `pretrained`
-        ours = isinstance(self.model, InstructBLIPForConditionalGeneration)
-        processor_class: Any = InstructBLIPProcessor if ours else AutoProcessor
-        self.processor: Any = (
-            processor_class.from_pretrained(processor, **hub) if isinstance(processor, str) else processor
+        self.driver = load_driver(
+            pretrained,
+            processor,
+            revision=revision,
+            dtype=dtype,
+            device=self._device,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            max_length=max_length,
         )
-        self.model.eval()
-        self._decoded: dict[Hashable, Image.Image] = {}
+        self.model, self.processor = self.driver.model, self.driver.processor
+        self._device = self.model.device
 
     def _join_processes(self, device: str | None) -> None:
         """Find this process's place among the others, and its device."""
@@ -181,12 +166,13 @@ class InstructBLIPEvalModel(LM):
         for settings, numbers in by_settings.items():
             kwargs, until = self._generation_settings(json.loads(settings))
             prompts = [self._prompt(requests[number]) for number in numbers]
-            for batch in self._batches(prompts):
-                for place, answer in zip(batch, self._generate([prompts[i] for i in batch], kwargs), strict=True):
-                    request = requests[numbers[place]]
-                    answers[numbers[place]] = cut_before(answer, until).strip()
-                    self.cache_hook.add_partial("generate_until", request.args, answers[numbers[place]])
-                progress.update(len(batch))
+            with closing(self._prepared(prompts)) as prepared:
+                for batch, inputs, _ in prepared:
+                    for place, answer in zip(batch, self.driver.generate(inputs, kwargs), strict=True):
+                        request = requests[numbers[place]]
+                        answers[numbers[place]] = cut_before(answer, until).strip()
+                        self.cache_hook.add_partial("generate_until", request.args, answers[numbers[place]])
+                    progress.update(len(batch))
         progress.close()
         return answers
 
@@ -206,11 +192,12 @@ class InstructBLIPEvalModel(LM):
         members = list(groups.values())
         candidates = [list({requests[i].args[1].strip(): None for i in numbers}) for numbers in members]
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for group, scores in self._rank_batches([prompts[numbers[0]] for numbers in members], candidates):
-            score_of = dict(zip(candidates[group], scores.tolist(), strict=True))
-            for number in members[group]:
-                results[number] = (score_of[requests[number].args[1].strip()], False)
-                self.cache_hook.add_partial("loglikelihood", requests[number].args, results[number])
+        with closing(self._ranked([prompts[numbers[0]] for numbers in members], candidates)) as ranked:
+            for group, scores in ranked:
+                score_of = dict(zip(candidates[group], scores.tolist(), strict=True))
+                for number in members[group]:
+                    results[number] = (score_of[requests[number].args[1].strip()], False)
+                    self.cache_hook.add_partial("loglikelihood", requests[number].args, results[number])
         return results
 
     def rank_candidates(self, requests: list[Instance]) -> list[np.ndarray]:
@@ -224,8 +211,9 @@ class InstructBLIPEvalModel(LM):
         """
         prompts = [self._prompt(request) for request in requests]
         results: list[np.ndarray] = [np.empty(0)] * len(requests)
-        for number, scores in self._rank_batches(prompts, [request.args[1] for request in requests]):
-            results[number] = scores
+        with closing(self._ranked(prompts, [request.args[1] for request in requests])) as ranked:
+            for number, scores in ranked:
+                results[number] = scores
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
@@ -236,16 +224,16 @@ class InstructBLIPEvalModel(LM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into the results beside its own settings."""
-        config = self.model.config
-        name = config._name_or_path
+        encoder_decoder, name = self.driver.is_encoder_decoder, self.model.config._name_or_path
         return {
             "model_name": name,
             "model_revision": self.revision,
             "model_sha": commit_of(name, self.revision) if name and not os.path.isdir(name) else None,
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.model.dtype),
-            "encoder_decoder": bool(config.is_encoder_decoder),
-            "add_end_token": config.is_encoder_decoder if self.add_end_token is None else self.add_end_token,
+            "encoder_decoder": encoder_decoder,
+            "prompt_form": self.driver.prompt_form,
+            "add_end_token": encoder_decoder if self.add_end_token is None else self.add_end_token,
             "length_normalize": self.length_normalize,
         }
 
@@ -282,62 +270,54 @@ class InstructBLIPEvalModel(LM):
         order = [number for numbers in longest for number in numbers]
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size]
-        self._decoded = {}
 
-    def _inputs(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
-        """Model inputs of a batch. Each picture is decoded once, or not at all if the batch before had it."""
+    def _prepared(
+        self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]] | None = None
+    ) -> Generator[tuple[list[int], BatchFeature, list[list[list[int]]]]]:
+        """Batches, each prepared while the model works on the one before.
+
+        Each picture is decoded once, or not at all if the batch before had it.
+
+        Returns:
+            Per batch the numbers of its prompts, the model's inputs, and the token ids of each prompt's candidates.
+        """
         decoded: dict[Hashable, Image.Image] = {}
-        for prompt in prompts:
-            for key, reference in zip(prompt.image_keys, prompt.references, strict=True):
-                if key not in decoded:
-                    decoded[key] = self._decoded.get(key) or read_image(reference)
-        self._decoded = decoded
-        images = [[decoded[key] for key in prompt.image_keys] or None for prompt in prompts]
-        inputs = self.processor(
-            images=images if decoded else None,
-            text=[prompt.text for prompt in prompts],
-            max_length=self.max_length,
-            padding=True,
-            return_tensors="pt",
-        )
-        return inputs.to(self.device)  # the model brings pictures to the precision of its vision tower
-
-    def _generate(self, prompts: Sequence[Prompt], settings: dict[str, Any]) -> list[str]:
-        with torch.inference_mode():
-            tokens = self.model.generate(**self._inputs(prompts), **settings)
-        return self.processor.batch_decode(tokens, skip_special_tokens=True)
-
-    def _rank_batches(
-        self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]]
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Score candidates in batches of prompts; yields the number of a prompt and its candidates' log-likelihoods."""
         ids_of: dict[str, list[int]] = {}  # a vocabulary comes with every document: tokenize it once
-        progress = self._progress(len(prompts), "ranking")
-        for batch in self._batches(prompts):
-            new = {text: None for i in batch for text in candidates[i] if text not in ids_of}
-            if new:
-                ids_of.update(zip(new, self.processor.encode_answers(list(new)), strict=True))
-            scores = self._score([prompts[i] for i in batch], [[ids_of[text] for text in candidates[i]] for i in batch])
-            for number, row in zip(batch, scores, strict=True):
-                yield number, row[: len(candidates[number])]
-            progress.update(len(batch))
-        progress.close()
 
-    def _score(self, prompts: Sequence[Prompt], candidates: list[list[list[int]]]) -> np.ndarray:
-        """(prompts, most candidates) log-likelihoods."""
-        with torch.inference_mode():
-            scores = self.model.score_candidates(
-                candidates=candidates,
-                add_end_token=self.add_end_token,
-                length_normalize=self.length_normalize,
-                **self._inputs(prompts),
-            )
-        return scores.float().cpu().numpy()
+        def prepare(batch: list[int]) -> tuple[list[int], BatchFeature, list[list[list[int]]]]:
+            nonlocal decoded
+            wanted = {
+                key: reference
+                for number in batch
+                for key, reference in zip(prompts[number].image_keys, prompts[number].references, strict=True)
+            }
+            decoded = {key: decoded.get(key) or read_image(reference) for key, reference in wanted.items()}
+            texts = [candidates[number] for number in batch] if candidates else []
+            new = {text: None for row in texts for text in row if text not in ids_of}
+            if new:
+                ids_of.update(zip(new, self.driver.encode_candidates(list(new)), strict=True))
+            inputs = self.driver.inputs([prompts[number] for number in batch], decoded)
+            return batch, inputs, [[ids_of[text] for text in row] for row in texts]
+
+        return prepare_ahead(prepare, self._batches(prompts))
+
+    def _ranked(
+        self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]]
+    ) -> Generator[tuple[int, np.ndarray]]:
+        """Score candidates in batches of prompts; yields the number of a prompt and its candidates' log-likelihoods."""
+        progress = self._progress(len(prompts), "ranking")
+        with closing(self._prepared(prompts, candidates)) as prepared:
+            for batch, inputs, ids in prepared:
+                scores = self.driver.score(inputs, ids, self.add_end_token, self.length_normalize)
+                for number, row in zip(batch, scores, strict=True):
+                    yield number, row[: len(candidates[number])]
+                progress.update(len(batch))
+        progress.close()
 
     def _generation_settings(self, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Split a request's settings into arguments of `generate` and stop strings."""
         until = settings.pop("until", None) or []
-        kind = "encoder_decoder" if self.model.config.is_encoder_decoder else "decoder_only"
+        kind = "encoder_decoder" if self.driver.is_encoder_decoder else "decoder_only"
         kwargs = {name: value[kind] if isinstance(value, dict) else value for name, value in settings.items()}
         if "max_gen_toks" in kwargs:
             kwargs["max_new_tokens"] = kwargs.pop("max_gen_toks")
@@ -347,6 +327,43 @@ class InstructBLIPEvalModel(LM):
         if not kwargs["do_sample"]:
             kwargs.pop("temperature", None)  # lm-eval sends 0.0, which transformers warns about
         return kwargs, [until] if isinstance(until, str) else list(until)
+
+
+def load_driver(
+    pretrained: str | PreTrainedModel,
+    processor: str | ProcessorMixin | None,
+    *,
+    revision: str | None,
+    dtype: str | torch.dtype,
+    device: torch.device,
+    device_map: str | None,
+    trust_remote_code: bool,
+    max_length: int | None,
+) -> Driver:
+    """Load a model and its processor; the arguments are those of `InstructBLIPEvalModel`."""
+    hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if isinstance(pretrained, str):
+        config, _ = PreTrainedConfig.get_config_dict(pretrained, revision=revision)
+        # The Auto classes take official checkpoints for transformers' own model.
+        official = config.get("model_type") == "instructblip"
+        model_class: Any = InstructBLIPForConditionalGeneration if official else AutoModelForImageTextToText
+        model: Any = model_class.from_pretrained(pretrained, dtype=dtype, device_map=device_map, **hub)
+        if device_map is None:
+            model.to(device)
+    else:
+        model = pretrained
+    model.eval()
+    if processor is None:
+        if not isinstance(pretrained, str):
+            raise TypeError("a model in memory needs its processor: pass processor=")
+        processor = pretrained
+    elif isinstance(processor, str):
+        hub["revision"] = None  # `revision` is a commit of `pretrained`
+    if isinstance(processor, str):
+        ours = isinstance(model, InstructBLIPForConditionalGeneration)
+        processor_class: Any = InstructBLIPProcessor if ours else AutoProcessor
+        processor = processor_class.from_pretrained(processor, **hub)
+    return InstructBLIPDriver(model, processor, max_length)
 
 
 def cut_before(text: str, until: Sequence[str]) -> str:
