@@ -9,7 +9,7 @@ video_id,question,answer1,answer2,answer3,answer4,answer5
 import csv
 from collections.abc import Iterator
 
-from .official_files import BadRowError, clip_path, field
+from .official_files import BadRowError, field
 from .schema import Record, make_sample
 from .video_clips import VideoBuilder
 
@@ -20,7 +20,6 @@ class IVQA(VideoBuilder):
     """The answers are all five, repeats kept, which the metric needs."""
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
-        folders = self.image_folders(split)
         with open(file, encoding="utf-8", errors="strict", newline="") as lines:
             records = csv.DictReader(lines, strict=True)
             row = 0
@@ -42,7 +41,7 @@ class IVQA(VideoBuilder):
                         answers=[field(record, answer, str).strip() for answer in ANSWERS],
                     )
                     image_id = f"howto100m/{clip[0] if clip else name}"
-                    yield Record(file, row, image_id, clip_path(folders, [*clip, name]), sample)
+                    yield Record(file, row, image_id, [*clip, name], sample)
                 except csv.Error as error:
                     yield BadRowError(file, row, f"not CSV ({error})")
                 except UnicodeDecodeError as error:

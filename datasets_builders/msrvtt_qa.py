@@ -8,7 +8,7 @@ data_dir/video/video7010.mp4        or TrainValVideo/ and TestVideo/, as MSR-VTT
 
 from collections.abc import Iterator
 
-from .official_files import BadRowError, clip_path, field, read_json_list
+from .official_files import BadRowError, field, read_json_list
 from .schema import Record, make_sample
 from .video_clips import VideoBuilder
 
@@ -19,7 +19,6 @@ class MSRVTTQA(VideoBuilder):
     FOLDERS = ("video", "videos", "TrainValVideo", "TestVideo")
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
-        folders = self.image_folders(split)
         for row, record in enumerate(read_json_list(file), start=1):
             try:
                 name = f"video{field(record, 'video_id', int)}"
@@ -29,6 +28,6 @@ class MSRVTTQA(VideoBuilder):
                     answers=[field(record, "answer", str)],
                     tags=[f"category={field(record, 'category_id', int)}"],
                 )
-                yield Record(file, row, f"msrvtt/{name}", clip_path(folders, [name]), sample)
+                yield Record(file, row, f"msrvtt/{name}", [name], sample)
             except ValueError as error:
                 yield BadRowError(file, row, str(error))

@@ -10,7 +10,7 @@ data_dir/video/vid1451.avi     or YouTubeClips/-4wsuPCjDBc_5_15.avi as MSVD itse
 import os
 from collections.abc import Iterator
 
-from .official_files import BadRowError, clip_path, field, naming, read_json_list
+from .official_files import BadRowError, field, naming, read_json_list
 from .schema import Record, make_sample
 from .video_clips import VideoBuilder
 
@@ -25,7 +25,6 @@ class MSVDQA(VideoBuilder):
         return [path] if os.path.isfile(path) else []
 
     def read(self, split: str, file: str) -> Iterator[Record | BadRowError]:
-        folders = self.image_folders(split)
         youtube = {}
         for path in self.extra_files(split):
             with naming(path, "text"), open(path, encoding="utf-8") as lines:
@@ -39,6 +38,6 @@ class MSVDQA(VideoBuilder):
                     question=field(record, "question", str),
                     answers=[field(record, "answer", str)],
                 )
-                yield Record(file, row, f"msvd/{name}", clip_path(folders, names), sample)
+                yield Record(file, row, f"msvd/{name}", names, sample)
             except ValueError as error:
                 yield BadRowError(file, row, str(error))

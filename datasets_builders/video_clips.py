@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from ..processing.video_frames import frame_indices, read_frames
+from .official_files import clip_path
 from .schema import BuilderConfig, InstructionBuilder, Record
 
 FRAME_ENDINGS = (".jpg", ".jpeg", ".png")
@@ -20,8 +21,9 @@ class VideoConfig(BuilderConfig):
 
 
 class VideoBuilder(InstructionBuilder):
-    """Reads official files about clips. A record's `image` is the path of a video file, or of a folder of its frames.
+    """Reads official files about clips. A record's `image` is the list of names that its clip may have.
 
+    A clip is a video file or a folder of frames, looked for when its row is made: questions can be read without clips.
     Frames of a video file are decoded while building and stored as JPEG, so that the rows need no video library and no
     clip any more; frames of a folder are picked by the order of their names. A stream decodes each clip as it comes.
     """
@@ -35,7 +37,7 @@ class VideoBuilder(InstructionBuilder):
         return self.config.folders(*self.FOLDERS)
 
     def images_of(self, record: Record) -> Sequence[str | bytes]:
-        clip = str(record.image)
+        clip = clip_path(self.image_folders(""), record.image)
         if os.path.isdir(clip):
             names = sorted(name for name in os.listdir(clip) if name.lower().endswith(FRAME_ENDINGS))
             if not names:
