@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from instructblip.eval_tasks.metrics import exact_match, vqa_accuracy
+from instructblip.eval_tasks.answers import exact_match, vqa_accuracy
 
 QUESTIONS = ("vqa", "multiple_choice", "true_false", "dialog")  # tasks with a true answer
 SEVERAL = 10  # people who answered a question of VQAv2, OK-VQA, A-OKVQA, TextVQA or VizWiz

@@ -1,12 +1,12 @@
-"""Tasks that rank a large candidate set: one lm-eval request per document instead of one per candidate.
+"""Tasks that rank candidates: one lm-eval request per document instead of one per candidate.
 
-lm-eval's `multiple_choice` makes a request of every choice: 73 million of them for MSRVTT-QA with 1,000 answers.
+lm-eval's `multiple_choice` makes a request of every choice: 109 million of them for MSRVTT-QA with 1,500 answers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,51 +17,80 @@ from instructblip.datasets_builders.table import TABLE
 from instructblip.eval_tasks.lm_eval_model import CandidateList
 from instructblip.eval_tasks.metrics import normalise_answer
 
+LOGGED = 5  # likeliest candidates that samples name
+
 
 class RankCandidatesTask(ConfigurableTask):
-    """A task whose prediction is the likeliest of the answers in its training split (YAML: `class: !function ...`).
+    """A task that scores candidates (YAML: `class: !function ...ranking_task.RankCandidatesTask`).
 
-    `process_results` gets that answer, as it would a generated one. A tie goes to the candidate that comes first.
+    With `doc_to_choice` a document brings its candidates, and `process_results` gets their log-likelihoods, in that
+    order, as `results[0]`. Without it the candidates are the answers of the training split, or with `num_candidates: N`
+    the N most frequent of them, and `results[0]` is the likeliest, as a generated answer would be; a tie goes to the
+    candidate that comes first. Samples log the likeliest five with their log-likelihoods under `resps`.
+
     `output_type` must be `multiple_choice`, which is what lm-eval takes it for while it checks the configuration.
+
+    Raises:
+        ValueError: no training answers, or `num_candidates` is not a positive number, or beside `doc_to_choice`.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__(config={name: value for name, value in config.items() if name != "class"})
+        own = ("class", "num_candidates")  # keys that lm-eval does not have
+        super().__init__(config={name: value for name, value in config.items() if name not in own})
         self.OUTPUT_TYPE = "rank_candidates"  # the method of the model that evaluate() calls
-        spec = TABLE.get((self.config.dataset_kwargs or {}).get("dataset"))
-        answers = self._training_answers()
-        if spec is not None and spec.lowercase_answers:  # as the model was trained on them
-            answers = (answer.lower() for answer in answers)
-        self.candidates = CandidateList(answer_vocabulary(answers))
+        most = config.get("num_candidates")
+        if most is not None and (not isinstance(most, int) or most < 1 or self.config.doc_to_choice is not None):
+            raise ValueError(
+                f"{self.config.task}: num_candidates {most!r}: expected a positive number, in a task without "
+                "doc_to_choice, which ranks training answers"
+            )
+        self.candidates: CandidateList | None = None
+        if self.config.doc_to_choice is None:
+            self.candidates = CandidateList(answer_vocabulary(self._training_answers(), most))
 
     def _training_answers(self) -> Iterable[str]:
         split = self.config.training_split
         if split is None or split not in self.dataset:
             raise ValueError(f"{self.config.task} ranks training answers, but its data has no split {split!r}")
+        spec = TABLE.get((self.config.dataset_kwargs or {}).get("dataset"))
+        lower = spec is not None and spec.lowercase_answers  # as the model was trained on them
         for samples in self.dataset[split].select_columns(["samples"]):
             for sample in samples["samples"]:
-                yield from sample["answers"]
+                yield from (answer.lower() for answer in sample["answers"]) if lower else sample["answers"]
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
         kwargs = {name: value for name, value in kwargs.items() if name == "metadata"}
-        arguments = (ctx, self.candidates, {"visual": self.doc_to_image(doc)})
+        candidates = self.candidates or self._own_candidates(doc)
+        arguments = (ctx, candidates, {"visual": self.doc_to_image(doc)})
         return Instance(request_type=self.OUTPUT_TYPE, doc=doc, arguments=arguments, idx=0, **kwargs)
 
-    def apply_filters(self) -> None:
-        """Replace the scores by the answer that they name, which is what samples log and `process_results` gets."""
-        for instance in self.instances:
-            instance.filtered_resps["none"] = self.candidates[int(np.argmax(instance.resps[0]))]
+    def _own_candidates(self, doc: dict[str, Any]) -> CandidateList:
+        candidates = self.doc_to_choice(doc)
+        if not candidates:
+            raise ValueError(f"{self.config.task}: document {doc.get('id')} has no candidates to rank")
+        return CandidateList(candidates)
 
-    def process_results(self, doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    def apply_filters(self) -> None:
+        """Turn the scores into what `process_results` gets, and keep little of them: samples log both."""
+        for instance in self.instances:
+            scores, candidates = np.asarray(instance.resps[0]), instance.args[1]
+            best = np.argsort(-scores, kind="stable")[:LOGGED].tolist()
+            instance.resps = [[(candidates[number], float(scores[number])) for number in best]]
+            instance.filtered_resps["none"] = scores.tolist() if self.candidates is None else candidates[best[0]]
+
+    def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
         predict_only = not callable(self.config.process_results)  # lm-eval has taken the function away
         return {} if predict_only else self.config.process_results(doc, results)
 
 
-def answer_vocabulary(answers: Iterable[str]) -> list[str]:
+def answer_vocabulary(answers: Iterable[str], most: int | None = None) -> Sequence[str]:
     """The different answers, each in its most frequent spelling.
 
     Answers that the VQA evaluation takes for the same ("Yes." and "yes") are one. Alphabetical; of equally frequent
     spellings the alphabetically first.
+
+    Args:
+        most: only as many, the most frequent; of equally frequent answers the alphabetically first.
 
     Raises:
         ValueError: there are none.
@@ -72,4 +101,5 @@ def answer_vocabulary(answers: Iterable[str]) -> list[str]:
             spellings.setdefault(normalise_answer(answer), Counter())[answer.strip()] += 1
     if not spellings:
         raise ValueError("no training answers to rank")
-    return [min(counts, key=lambda text: (-counts[text], text)) for _, counts in sorted(spellings.items())]
+    kept = sorted(spellings, key=lambda answer: (-spellings[answer].total(), answer))[:most]
+    return [min(counts, key=lambda text: (-counts[text], text)) for counts in map(spellings.get, sorted(kept))]

@@ -33,7 +33,7 @@ from instructblip import InstructBLIPConfig, InstructBLIPForConditionalGeneratio
 from instructblip.datasets_builders import InstructionDataset, load
 from instructblip.datasets_builders.templates import Template
 from instructblip.eval_tasks import InstructBLIPEvalModel, task_manager
-from instructblip.eval_tasks.metrics import exact_match
+from instructblip.eval_tasks.answers import exact_match
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
 
 HERE = Path(__file__).parent

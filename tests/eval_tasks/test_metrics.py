@@ -4,13 +4,8 @@ import sys
 
 import pytest
 
-from instructblip.eval_tasks.metrics import (
-    closed_and_open_accuracy,
-    exact_match,
-    mean_of_scored,
-    normalise_answer,
-    true_false_accuracy,
-)
+from instructblip.eval_tasks.answers import exact_match, normalise_answer
+from instructblip.eval_tasks.metrics import closed_and_open_accuracy, mean_of_scored, true_false_accuracy
 
 
 @pytest.mark.parametrize(
@@ -84,7 +79,7 @@ def test_the_mean_leaves_out_documents_without_the_score():
     ],
 )
 def test_a_statement_is_true_if_yes_or_true_is_the_likeliest_word(scores, label, accuracy):
-    assert true_false_accuracy({"label": label}, [(score, False) for score in scores]) == {"accuracy": accuracy}
+    assert true_false_accuracy({"label": label}, [scores]) == {"accuracy": accuracy}
 
 
 def test_metrics_do_not_need_lm_eval():
