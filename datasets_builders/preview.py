@@ -186,7 +186,7 @@ def describe_statistics(found: Mapping[str, TextStatistics]) -> str:
         for kind, lengths in (("instruction", about.instruction), ("response", about.response)):
             numbers = (lengths.median, lengths.ninety, lengths.ninety_nine, lengths.longest)
             lines.append(f"  {kind:<12}{lengths.mean:>8.1f}" + "".join(f"{number:>8}" for number in numbers))
-        frequent = ", ".join(f"{_shortened(text, 40)!r} {share:.1%}" for text, share in about.frequent)
+        frequent = ", ".join(f"{shortened(text, 40)!r} {share:.1%}" for text, share in about.frequent)
         lines.append(f"  different responses: {about.different:,}; most frequent: {frequent or 'none'}")
         blocks.append("\n".join(lines))
     return "\n".join(blocks)
@@ -323,18 +323,18 @@ def _card(dataset: Any, index: int) -> str:
     name = str(item.get("dataset") or "")
     badge = f'<span class="badge" style="--hue: {_hue(name)}">{_escaped(name)}</span>' if name else ""
     template = item.get("template")
-    used = f'<p class="template" title="template">{_escaped(_shortened(str(template)))}</p>' if template else ""
+    used = f'<p class="template" title="template">{_escaped(shortened(str(template)))}</p>' if template else ""
     history = "".join(
-        f'<p class="turn">{_escaped(_shortened(str(turn.get("question", ""))))}<br>'
-        f"{_escaped(_shortened(str(turn.get('answer', ''))))}</p>"
+        f'<p class="turn">{_escaped(shortened(str(turn.get("question", ""))))}<br>'
+        f"{_escaped(shortened(str(turn.get('answer', ''))))}</p>"
         for turn in item.get("history") or []
     )
-    response = _escaped(_shortened(item["response"])) or '<span class="note">unanswered</span>'
+    response = _escaped(shortened(item["response"])) or '<span class="note">unanswered</span>'
     return f"""<article>
 {pictures}
 <div class="text">
 <p class="of">{badge}<span class="id">{_escaped(str(item.get("id", index)))}</span></p>
-{history}<p class="instruction" dir="auto">{_escaped(_shortened(item["instruction"]))}</p>
+{history}<p class="instruction" dir="auto">{_escaped(shortened(item["instruction"]))}</p>
 <p class="response" dir="auto">{response}</p>
 {used}</div>
 </article>"""
@@ -393,7 +393,7 @@ def _statistics_section(name: str, about: TextStatistics, opened: bool) -> str:
     largest = max((share for _, share in about.frequent), default=1.0)
     bars = "".join(
         f'<li><span class="bar" style="width: {100 * share / largest:.1f}%"></span>'
-        f'<span class="answer" dir="auto">{_escaped(_shortened(text, 80))}</span>'
+        f'<span class="answer" dir="auto">{_escaped(shortened(text, 80))}</span>'
         f'<span class="share">{share:.1%}</span></li>'
         for text, share in about.frequent
     )
@@ -412,7 +412,8 @@ def _escaped(text: str) -> str:
     return html.escape(text, quote=True)
 
 
-def _shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """A text that is not too long to show."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
 
 
