@@ -142,3 +142,36 @@ def test_the_prompt_is_the_papers_with_the_caption_as_the_start_of_the_history(f
         "Dialog history: a man in a suit question 0 answer 100 question 1 answer 101 \n "
         "Question: question 2 Short answer:"
     )
+
+
+def dense(folder, *rounds):
+    entries = [{"image_id": image, "round_id": number, "gt_relevance": values} for image, number, values in rounds]
+    (folder / "visdial_1.0_val_dense_annotations.json").write_text(json.dumps(entries))
+
+
+def test_dense_annotations_become_a_tag_of_their_round(folder, cache):
+    write(folder, [dialog(185565), dialog(7)])
+    values = [0.0] * 100
+    values[17], values[42] = 0.6, 1
+    dense(folder, (185565, 3, values), (7, 10, [0] * 100))
+    rows = load("visdial", folder, split="validation", cache_dir=cache)
+    tags = {sample["id"]: sample["tags"] for row in rows for sample in row["samples"] if sample["tags"]}
+    assert tags == {
+        "visdial/validation/185565/3": ["relevance=17:0.6 42:1"],
+        "visdial/validation/7/10": ["relevance="],
+    }
+
+
+def test_a_bad_dense_annotation_is_named(folder, cache):
+    write(folder, [dialog(185565)])
+    dense(folder, (185565, 3, [0.0] * 99))
+    with pytest.raises(BadRowError, match=r"dense_annotations\.json, row 1: 'gt_relevance' should be 100 numbers"):
+        load("visdial", folder, split="validation", cache_dir=cache)
+
+
+def test_rows_built_before_the_dense_annotations_came_are_not_used_again(folder, cache):
+    write(folder, [dialog(185565)])
+    load("visdial", folder, split="validation", cache_dir=cache)
+    dense(folder, (185565, 1, [1.0] + [0.0] * 99))
+    rows = load("visdial", folder, split="validation", cache_dir=cache)
+    assert rows[0]["samples"][0]["tags"] == ["relevance=0:1"]
