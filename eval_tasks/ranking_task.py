@@ -14,8 +14,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from instructblip.datasets_builders.table import TABLE
+from instructblip.eval_tasks.answers import normalise_answer
 from instructblip.eval_tasks.lm_eval_model import CandidateList
-from instructblip.eval_tasks.metrics import normalise_answer
 
 LOGGED = 5  # likeliest candidates that samples name
 
