@@ -55,11 +55,11 @@ def read_image(reference: Any) -> Image.Image:
         ValueError: there is no such picture, or it cannot be decoded; the message names it.
     """
     if isinstance(reference, str) and reference.startswith(ROW_PREFIX):
-        return open_image(_cell(reference), f"picture {reference}")
+        return open_image(undecoded_picture(reference), f"picture {reference}")
     return open_image(reference, "picture")
 
 
-def _cell(reference: str) -> dict[str, Any]:
+def undecoded_picture(reference: str) -> dict[str, Any]:
     """The undecoded cell that a `row:` reference names."""
     fingerprint, row, slot = reference.removeprefix(ROW_PREFIX).rsplit(":", 2)
     if fingerprint not in _KEPT:

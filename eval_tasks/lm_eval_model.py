@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Generator, Hashable, Iterator, Sequence
+from collections.abc import Collection, Generator, Hashable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
+from lm_eval.api.model import LM, CacheHook
 from lm_eval.api.registry import register_model
 from PIL import Image
 from tqdm import tqdm
@@ -30,10 +30,13 @@ from transformers import (
 )
 
 from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
+from instructblip.eval_tasks.chat_model_driver import ChatModelDriver
 from instructblip.eval_tasks.driver import Driver, Prompt
 from instructblip.eval_tasks.images import read_image
 from instructblip.eval_tasks.instructblip_driver import InstructBLIPDriver
+from instructblip.eval_tasks.model_identity import model_identity
 from instructblip.eval_tasks.prefetch import prepare_ahead
+from instructblip.eval_tasks.result_cache import ResultCache
 from instructblip.modeling.backbones import commit_of
 
 logger = logging.getLogger(__name__)
@@ -87,9 +90,10 @@ class InstructBLIPEvalModel(LM):
         max_length: most text tokens of a prompt, longer ones lose their beginning. Default: no limit.
         add_end_token: score a candidate's end token. Default: encoder-decoders only, as in LAVIS.
         length_normalize: divide a candidate's log-likelihood by its number of tokens. LAVIS does not.
+        result_cache: folder where finished answers are kept, batch by batch; a run that was killed goes on from there.
 
     Raises:
-        ValueError: `batch_size` is not a positive number.
+        ValueError: `batch_size` is not a positive number, or `result_cache` with a model in memory.
         TypeError: a model was passed without its processor.
     """
 
@@ -109,6 +113,7 @@ class InstructBLIPEvalModel(LM):
         max_length: int | None = None,
         add_end_token: bool | None = None,
         length_normalize: bool = False,
+        result_cache: str | None = None,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1:
@@ -130,6 +135,10 @@ class InstructBLIPEvalModel(LM):
         )
         self.model, self.processor = self.driver.model, self.driver.processor
         self._device = self.model.device
+        self.result_cache: ResultCache | None = None
+        if result_cache is not None:
+            identity = model_identity(self, pretrained, processor, trust_remote_code, max_length)
+            self.result_cache = ResultCache(result_cache, identity, loaded_from=str(pretrained))
 
     def _join_processes(self, device: str | None) -> None:
         """Find this process's place among the others, and its device."""
@@ -166,12 +175,17 @@ class InstructBLIPEvalModel(LM):
         for settings, numbers in by_settings.items():
             kwargs, until = self._generation_settings(json.loads(settings))
             prompts = [self._prompt(requests[number]) for number in numbers]
-            with closing(self._prepared(prompts)) as prepared:
+            asked = None if kwargs["do_sample"] else [settings] * len(numbers)  # a sampled answer is never kept
+            keys, finished = self._kept([requests[number] for number in numbers], prompts, asked)
+            for place, answer in finished.items():
+                answers[numbers[place]] = answer
+            progress.update(len(finished))
+            with closing(self._prepared(prompts, finished)) as prepared:
                 for batch, inputs, _ in prepared:
-                    for place, answer in zip(batch, self.driver.generate(inputs, kwargs), strict=True):
-                        request = requests[numbers[place]]
-                        answers[numbers[place]] = cut_before(answer, until).strip()
-                        self.cache_hook.add_partial("generate_until", request.args, answers[numbers[place]])
+                    texts = [cut_before(text, until).strip() for text in self.driver.generate(inputs, kwargs)]
+                    self._keep([keys[place] for place in batch], texts)
+                    for place, text in zip(batch, texts, strict=True):
+                        answers[numbers[place]] = text
                     progress.update(len(batch))
         progress.close()
         return answers
@@ -192,12 +206,13 @@ class InstructBLIPEvalModel(LM):
         members = list(groups.values())
         candidates = [list({requests[i].args[1].strip(): None for i in numbers}) for numbers in members]
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        with closing(self._ranked([prompts[numbers[0]] for numbers in members], candidates)) as ranked:
+        firsts = [numbers[0] for numbers in members]
+        requested, prompts = [requests[number] for number in firsts], [prompts[number] for number in firsts]
+        with closing(self._ranked(requested, prompts, candidates)) as ranked:
             for group, scores in ranked:
                 score_of = dict(zip(candidates[group], scores.tolist(), strict=True))
                 for number in members[group]:
                     results[number] = (score_of[requests[number].args[1].strip()], False)
-                    self.cache_hook.add_partial("loglikelihood", requests[number].args, results[number])
         return results
 
     def rank_candidates(self, requests: list[Instance]) -> list[np.ndarray]:
@@ -211,7 +226,7 @@ class InstructBLIPEvalModel(LM):
         """
         prompts = [self._prompt(request) for request in requests]
         results: list[np.ndarray] = [np.empty(0)] * len(requests)
-        with closing(self._ranked(prompts, [request.args[1] for request in requests])) as ranked:
+        with closing(self._ranked(requests, prompts, [request.args[1] for request in requests])) as ranked:
             for number, scores in ranked:
                 results[number] = scores
         return results
@@ -237,6 +252,13 @@ class InstructBLIPEvalModel(LM):
             "length_normalize": self.length_normalize,
         }
 
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Refuse lm-eval's own cache: it would answer for one model with what another one said."""
+        raise ValueError(
+            "lm-eval's cache (--use_cache) does not tell models apart and keeps no rankings: leave it out and pass "
+            "result_cache=FOLDER with the model's arguments"
+        )
+
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         return gather(tensor)
 
@@ -261,22 +283,56 @@ class InstructBLIPEvalModel(LM):
     def _progress(self, total: int, doing: str) -> tqdm:
         return tqdm(total=total, desc=doing, unit="document", disable=self.rank != 0)
 
-    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
-        """Cut prompts into batches: those about one picture together, the longest first (memory is short at once)."""
+    def _batches(self, prompts: Sequence[Prompt], finished: Collection[int]) -> list[list[int]]:
+        """Cut prompts into batches: those about one picture together, the longest first (memory is short at once).
+
+        A run that goes on after a kill makes the batches that are left just as they would have been, as the rounding of
+        an answer depends on its batch, unless many would be half empty.
+        """
         groups: dict[Hashable, list[int]] = {}
         for number, prompt in enumerate(prompts):
             groups.setdefault(prompt.image_keys, []).append(number)
         longest = sorted(groups.values(), key=lambda numbers: -max(len(prompts[i].text) for i in numbers))
         order = [number for numbers in longest for number in numbers]
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        left = [[number for number in batch if number not in finished] for batch in batches]
+        begun = sum(0 < len(rest) < len(batch) for rest, batch in zip(left, batches, strict=True))
+        if 2 * begun > sum(map(bool, left)):  # another number of processes, or another batch size
+            order = [number for batch in left for number in batch]
+            left = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        return [batch for batch in left if batch]
+
+    def _kept(
+        self, requests: Sequence[Instance], prompts: Sequence[Prompt], asked: Sequence[str] | None
+    ) -> tuple[list[bytes | None], dict[int, Any]]:
+        """Look for answers in the result cache.
+
+        Args:
+            asked: per prompt the generation settings, or the candidates; None: the answers must not be kept.
+
+        Returns:
+            Per prompt what its answer is to be kept under, and the answers that are there by the prompts' numbers.
+        """
+        if self.result_cache is None or asked is None or not requests:
+            return [None] * len(prompts), {}
+        tasks = [request.task_name for request in requests]
+        keys = self.result_cache.keys(requests[0].request_type, tasks, prompts, asked)
+        kept = self.result_cache.get(keys)
+        return keys, {number: kept[key] for number, key in enumerate(keys) if key in kept}
+
+    def _keep(self, keys: Sequence[bytes | None], results: Sequence[Any]) -> None:
+        if self.result_cache is not None:
+            self.result_cache.put(zip(keys, results, strict=True))
 
     def _prepared(
-        self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        finished: Collection[int],
+        candidates: Sequence[Sequence[str]] | None = None,
     ) -> Generator[tuple[list[int], BatchFeature, list[list[list[int]]]]]:
         """Batches, each prepared while the model works on the one before.
 
-        Each picture is decoded once, or not at all if the batch before had it.
+        Each picture is decoded once, or not at all if the batch before had it. Those that are `finished` are left out.
 
         Returns:
             Per batch the numbers of its prompts, the model's inputs, and the token ids of each prompt's candidates.
@@ -299,18 +355,23 @@ class InstructBLIPEvalModel(LM):
             inputs = self.driver.inputs([prompts[number] for number in batch], decoded)
             return batch, inputs, [[ids_of[text] for text in row] for row in texts]
 
-        return prepare_ahead(prepare, self._batches(prompts))
+        return prepare_ahead(prepare, self._batches(prompts, finished))
 
     def _ranked(
-        self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]]
+        self, requests: Sequence[Instance], prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]]
     ) -> Generator[tuple[int, np.ndarray]]:
         """Score candidates in batches of prompts; yields the number of a prompt and its candidates' log-likelihoods."""
         progress = self._progress(len(prompts), "ranking")
-        with closing(self._prepared(prompts, candidates)) as prepared:
+        asked = [repr(row) if isinstance(row, CandidateList) else json.dumps(list(row)) for row in candidates]
+        keys, finished = self._kept(requests, prompts, asked)
+        yield from finished.items()
+        progress.update(len(finished))
+        with closing(self._prepared(prompts, finished, candidates)) as prepared:
             for batch, inputs, ids in prepared:
-                scores = self.driver.score(inputs, ids, self.add_end_token, self.length_normalize)
-                for number, row in zip(batch, scores, strict=True):
-                    yield number, row[: len(candidates[number])]
+                padded = self.driver.score(inputs, ids, self.add_end_token, self.length_normalize)
+                scores = [row[: len(candidates[number])] for number, row in zip(batch, padded, strict=True)]
+                self._keep([keys[number] for number in batch], scores)
+                yield from zip(batch, scores, strict=True)
                 progress.update(len(batch))
         progress.close()
 
@@ -363,7 +424,13 @@ def load_driver(
         ours = isinstance(model, InstructBLIPForConditionalGeneration)
         processor_class: Any = InstructBLIPProcessor if ours else AutoProcessor
         processor = processor_class.from_pretrained(processor, **hub)
-    return InstructBLIPDriver(model, processor, max_length)
+    if hasattr(model, "score_candidates"):
+        return InstructBLIPDriver(model, processor, max_length)
+    if max_length is not None:
+        raise ValueError(
+            f"max_length={max_length}: only InstructBLIP's prompts can be cut, not those of {type(model).__name__}"
+        )
+    return ChatModelDriver(model, processor)
 
 
 def cut_before(text: str, until: Sequence[str]) -> str:
