@@ -1,5 +1,7 @@
 """Tiny configurations, tokenizers and images that every test may use; nothing here touches the network."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,22 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, BertTokenizerFast, PreTrainedTokenizerFast
 
+REAL = Path(__file__).parents[2] / "shared" / "data"
+
 torch.set_num_threads(1)  # tensors are tiny: threads would only wait for each other
 
 WORDS = (
     "what is the color of this cat dog red blue green yes no a photo short answer question image left right one two "
     "three four is there context options true false description in picture ? . : , ( ) b c d"
 ).split()
+
+
+@pytest.fixture
+def real_data():
+    """The official files, kept beside the checkout; tests that need them are skipped elsewhere."""
+    if not REAL.is_dir():
+        pytest.skip(f"no real files in {REAL}")
+    return REAL
 
 
 @pytest.fixture(autouse=True)

@@ -1,20 +1,9 @@
-"""Datasets in the official layouts, a few rows each, and the folder of real files where there is one."""
+"""Datasets in the official layouts, a few rows each."""
 
 import json
-from pathlib import Path
 
 import pytest
 from PIL import Image
-
-REAL = Path(__file__).parents[3] / "shared" / "data"
-
-
-@pytest.fixture
-def real_data():
-    """The official files, kept beside the checkout; tests that need them are skipped elsewhere."""
-    if not REAL.is_dir():
-        pytest.skip(f"no real files in {REAL}")
-    return REAL
 
 
 @pytest.fixture
