@@ -2,13 +2,18 @@
 
 A caption is compared with its references by n-grams of one to four words, each weighted by how rare it is among the
 references of all images: scores depend on the whole corpus, so those of `--limit` runs compare with nothing.
+
+`tokenize_captions` needs no Java. It gives the tokens of the COCO toolkit for all 26,014 captions of COCO's val2017 and
+of the toolkit's example; `tokenize_ptb` runs the toolkit's own tokenizer, where it is asked for.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +23,115 @@ Tokenize = Callable[[Sequence[str]], list[str]]  # captions -> their tokens, wit
 LONGEST = 4  # words of an n-gram
 SIGMA = 6.0  # of the Gaussian over differences in length
 
+# ---- tokens: what Stanford's PTBTokenizer 3.4.1 makes of captions with -lowerCase, less the toolkit's punctuation
 
-def tokenize(texts: Sequence[str]) -> list[str]:
-    return [" ".join(re.findall(r"[a-z0-9'-]+", text.lower())) for text in texts]
+SPELLINGS = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u201b", "'"),
+        **dict.fromkeys("\u201c\u201d\xab\xbb", '"'),
+        **dict.fromkeys("\u2013\u2014", " -- "),
+        "\u2026": " ... ",
+        "\xbd": "1/2",
+        "\xbc": "1/4",
+        "\xbe": "3/4",
+        "\xa3": "#",
+        "\u20ac": "$",
+        "\xad": "",
+    }
+)
+BRACKETS = {
+    "(": "-lrb-",
+    ")": "-rrb-",
+    "[": "-lsb-",
+    "]": "-rsb-",
+    "{": "-lcb-",
+    "}": "-rcb-",
+}  # in lower case they stay
+REMOVED = frozenset({"'", "`", '"', ".", "?", "!", ",", ":", "-", ";"})
+ABBREVIATIONS = """
+    adm al ala alex apr ariz assn atty attys aug ave bancorp bhd blvd brig bros calif capt cf cie cmdr co col colo comdr
+    conn corp cos cpl dak dec dept det dr drs elec esq est etc ext feb fla fri ft ga gen gov govs hon inc ind intl invt
+    jan jos jr jul jun kan kans ky lieut lt ltd maj mar messrs mfg mich minn mo mon mont mr mrs ms mt natl neb nev nov
+    oct okla penn pfc plc pres prof profs pty pvt rd rep reps rev sen sens sep sept seq sgt spc sq sr st ste supt supts
+    sys tel tenn thu thurs tue tues univ va vs vt wed wis wisc wm wyo
+""".split()
+ABBREVIATED_STATES = "Ark Del Ill Mass Miss Ore Tex Wash".split()  # words besides, in lower case
+# After a letter and a period these begin a sentence: "plan B. Then it", but "George W. Bush".
+SENTENCE_STARTERS = """
+    A About According After An As At But He Her Here However If In It Last Many More Now Once One Other Our She Since So
+    Some Such That The Their Then There These They This We What When While Yet You
+""".split()
+
+_LETTER = r"[^\W\d_\xb2\xb3\xb9]"
+_SIGN = r"[^\W_\xb2\xb3\xb9]"  # a letter or digit; raised 2, 3 and 1 stand alone
+_END = rf"(?!{_SIGN})"
+_TOKEN = re.compile(
+    rf"""
+    </?[a-z!?][^<>]*>
+  | (?:https?://|www\.)[^\s"<>|()]*[^\s"<>|().!?,-]
+  | [\w.+-]+@(?:[\w-]+\.)+[a-z]+
+  | (?:{"|".join(ABBREVIATIONS)}|(?-i:{"|".join(ABBREVIATED_STATES)}))\.{_END}
+  | {_LETTER}(?:\.{_LETTER})+{_END}\.?                                   # u.s. t.v.
+  | {_LETTER}\.(?=\s+{_SIGN})(?!\s+(?-i:{"|".join(SENTENCE_STARTERS)})\s)
+  | nos?\.(?=\s?\d)
+  | 'n' | '(?:s|m|d|re|ll|ve){_END} | n't{_END} | '[2-9]0s | 'em{_END}
+  | [a-z0-9]+(?:-[a-z]+){{0,2}}(?:/[a-z0-9]+(?:-[a-z]+){{0,2}}){{1,2}}     # black/white, 3/4
+  | {_LETTER}+?(?=n't{_END})                                             # do n't
+  | (?:can(?=not{_END})|gon(?=na{_END})|wan(?=na{_END})|got(?=ta{_END})|lem(?=me{_END})|gim(?=me{_END}))
+  | '?t(?=(?:is|was){_END}) | c'mon{_END} | y'(?=all{_END})
+  | (?-i:[A-Z]+(?:&[A-Z]+)+){_END}                                       # R&B
+  | [-+]?\d*(?:[.,:]\d+)+ | [-+]\d+{_END}                               # 1,000 10:30 -5
+  | {_LETTER}+(?:[.?!]{_LETTER}+)+                                       # a blank forgotten: street.The
+  | {_LETTER}*[aeiouy]'[aeiou]{_LETTER}*                                 # ma'am
+  | (?:[dol]'(?!(?:s|m|d|re|ll|ve){_END}))?{_SIGN}+(?:-(?:[dol]')?{_SIGN}+)*
+  | [!?]{{2,}} | \#[a-z]\w* | @[a-z]\w* | \*+ | _+
+  | [^\s\U00010000-\U0010FFFF]
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
 
 
-def cider(records: Iterable[Mapping[str, Any]], tokenize: Tokenize = tokenize) -> float:
+def tokenize_captions(texts: Sequence[str]) -> list[str]:
+    """Lower-case tokens with blanks between, without punctuation: "A man's T-shirt." gives "a man 's t-shirt"."""
+    return [" ".join(_tokens(text)) for text in texts]
+
+
+def _tokens(text: str) -> Iterator[str]:
+    for token in _TOKEN.findall(text.translate(SPELLINGS)):
+        if token not in REMOVED:
+            yield BRACKETS.get(token) or token.lower()
+
+
+def tokenize_ptb(texts: Sequence[str]) -> list[str]:
+    """The same by the COCO toolkit's own tokenizer, which is a Java program.
+
+    Raises:
+        ModuleNotFoundError: pycocoevalcap is not installed.
+        FileNotFoundError: there is no `java`.
+        RuntimeError: the program did not give a line for each caption.
+    """
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        raise ModuleNotFoundError("the exact caption tokenizer is in pycocoevalcap: `pip install pycocoevalcap`")
+    if shutil.which("java") is None:
+        raise FileNotFoundError(
+            "the exact caption tokenizer of pycocoevalcap runs on Java, and there is no `java` in PATH"
+        )
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    # One line each: a line end inside a caption would shift all later ones. Empty lines get lost, so they are "." here.
+    lines = {place: [{"caption": " ".join(text.split()) or "."}] for place, text in enumerate(texts)}
+    tokenized = PTBTokenizer().tokenize(lines) if lines else {}
+    if len(tokenized) != len(texts):
+        raise RuntimeError(
+            f"pycocoevalcap's tokenizer gave {len(tokenized)} lines for {len(texts)} captions: see Java's message"
+        )
+    return [tokenized[place][0] for place in range(len(texts))]
+
+
+# ---- scores
+
+
+def cider(records: Iterable[Mapping[str, Any]], tokenize: Tokenize = tokenize_captions) -> float:
     """CIDEr-D of a corpus, where 1.0 is what papers write as 100.
 
     Args:
@@ -46,7 +154,7 @@ def cider(records: Iterable[Mapping[str, Any]], tokenize: Tokenize = tokenize) -
 
 
 def cider_per_caption(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], tokenize: Tokenize = tokenize
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], tokenize: Tokenize = tokenize_captions
 ) -> np.ndarray:
     """CIDEr-D of each caption, with the document frequencies of all of these references.
 
@@ -87,7 +195,7 @@ def _word_ids(tokenized: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(words, dtype=np.int64), np.array([len(text) for text in split])
 
 
-def _ngrams(words: np.ndarray, lengths: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+def _ngrams(words: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For n = 1 to 4: (n-grams,) numbers from 0, and (n-grams,) captions that they stand in."""
     captions = np.repeat(np.arange(len(lengths)), lengths)
     left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(words))  # words from here to the end of the caption
@@ -123,4 +231,4 @@ def _similarity(grams: np.ndarray, captions: np.ndarray, image_of: np.ndarray, f
     clipped = np.where(found, np.minimum(weights[~of_reference][place], theirs) * theirs, 0.0)
     overlap = np.bincount(caption[of_reference] - first_reference, clipped, minlength=len(image_of) - first_reference)
     product = norms[image_of[first_reference:]] * norms[first_reference:]
-    return np.divide(overlap, product, out=np.zeros_like(overlap), where=product > 0)
+    return np.divide(overlap, product, out=np.zeros(len(product)), where=product > 0)
