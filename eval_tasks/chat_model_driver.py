@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
-from instructblip.eval_tasks.chat_model_scoring import is_encoder_decoder, score_candidates
+from instructblip.eval_tasks.chat_model_scoring import is_encoder_decoder, language_model_of, score_candidates
 from instructblip.eval_tasks.driver import Prompt
 
 Batch = list[tuple[list[int], BatchFeature]]  # (places of prompts in the batch, their inputs)
@@ -199,7 +199,7 @@ class ChatModelDriver:
         return scores
 
     def _end_token(self) -> list[int]:
-        end = self.model.generation_config.eos_token_id
+        end = language_model_of(self.model).generation_config.eos_token_id
         end = self.processor.tokenizer.eos_token_id if end is None else end
         if end is None:
             raise ValueError("add_end_token needs an end token: set generation_config.eos_token_id")

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from transformers import BatchFeature
 
 from instructblip.processing.image_loading import image_key
 
@@ -40,15 +39,15 @@ class Driver(Protocol):
     @property
     def is_encoder_decoder(self) -> bool: ...
 
-    def inputs(self, prompts: Sequence[Prompt], images: Mapping[Hashable, Image.Image]) -> BatchFeature:
-        """Model inputs of a batch, on the CPU; runs in a background thread while the model works.
+    def inputs(self, prompts: Sequence[Prompt], images: Mapping[Hashable, Image.Image]) -> Any:
+        """What `generate` and `score` take of a batch, on the CPU; runs in a background thread while the model works.
 
         Args:
             images: decoded pictures by the prompts' `image_keys`.
         """
         ...
 
-    def generate(self, inputs: BatchFeature, settings: dict[str, Any]) -> list[str]:
+    def generate(self, inputs: Any, settings: dict[str, Any]) -> list[str]:
         """New text, one a prompt; `settings` are arguments of transformers' `generate`."""
         ...
 
@@ -58,7 +57,7 @@ class Driver(Protocol):
 
     def score(
         self,
-        inputs: BatchFeature,
+        inputs: Any,
         candidates: list[list[list[int]]],
         add_end_token: bool | None,
         length_normalize: bool,

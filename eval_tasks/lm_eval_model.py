@@ -23,7 +23,6 @@ from tqdm import tqdm
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    BatchFeature,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -72,7 +71,9 @@ class CandidateList(Sequence):
 
 @register_model("instructblip")
 class InstructBLIPEvalModel(LM):
-    """Evaluate an InstructBLIP checkpoint, or a model in memory, with lm-eval.
+    """Evaluate an InstructBLIP checkpoint, or another vision-language model of transformers, with lm-eval.
+
+    Another model gets its prompts through its processor's chat template, where it has one (`ChatModelDriver`).
 
     What a document gets does not depend on batch size, order or the other documents, rounding apart. Several processes
     (`accelerate launch`, `torchrun`) each hold the model and take every n-th document.
@@ -87,7 +88,7 @@ class InstructBLIPEvalModel(LM):
         batch_size: documents per batch.
         max_batch_size: lm-eval passes it; unused, as batch sizes are not searched for.
         trust_remote_code: load modelling code from the release.
-        max_length: most text tokens of a prompt, longer ones lose their beginning. Default: no limit.
+        max_length: most text tokens of a prompt, longer ones lose their beginning; InstructBLIP only. Default: none.
         add_end_token: score a candidate's end token. Default: encoder-decoders only, as in LAVIS.
         length_normalize: divide a candidate's log-likelihood by its number of tokens. LAVIS does not.
         result_cache: folder where finished answers are kept, batch by batch; a run that was killed goes on from there.
@@ -329,7 +330,7 @@ class InstructBLIPEvalModel(LM):
         prompts: Sequence[Prompt],
         finished: Collection[int],
         candidates: Sequence[Sequence[str]] | None = None,
-    ) -> Generator[tuple[list[int], BatchFeature, list[list[list[int]]]]]:
+    ) -> Generator[tuple[list[int], Any, list[list[list[int]]]]]:
         """Batches, each prepared while the model works on the one before.
 
         Each picture is decoded once, or not at all if the batch before had it. Those that are `finished` are left out.
@@ -340,7 +341,7 @@ class InstructBLIPEvalModel(LM):
         decoded: dict[Hashable, Image.Image] = {}
         ids_of: dict[str, list[int]] = {}  # a vocabulary comes with every document: tokenize it once
 
-        def prepare(batch: list[int]) -> tuple[list[int], BatchFeature, list[list[list[int]]]]:
+        def prepare(batch: list[int]) -> tuple[list[int], Any, list[list[list[int]]]]:
             nonlocal decoded
             wanted = {
                 key: reference
