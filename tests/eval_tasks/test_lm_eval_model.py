@@ -1,4 +1,5 @@
 import json
+import threading
 
 import lm_eval.api.registry
 import numpy as np
@@ -120,6 +121,59 @@ def test_answers_end_before_the_first_stop_string(stub_lm, paths):
 def test_each_picture_is_decoded_once_although_it_spans_batches(stub_lm, paths, decoded):
     stub_lm(batch_size=2).generate_until(generate_requests(paths, count=12, pictures=3))  # 4 questions a picture
     assert sorted(decoded) == paths[:3]
+
+
+def test_a_batch_is_prepared_while_the_model_works_on_the_one_before(stub_lm, paths, monkeypatch):
+    lm = stub_lm(batch_size=1)
+    prepared, answered = [threading.Event() for _ in range(4)], []
+    inputs, generate = lm.driver.inputs, lm.driver.generate
+
+    def note_inputs(prompts, images):
+        batch = inputs(prompts, images)
+        prepared[len(lm.processor.batches) - 1].set()
+        return batch
+
+    def wait_for_next(batch, settings):
+        if len(answered) < 3:
+            assert prepared[len(answered) + 1].wait(timeout=10)
+        answered.append(len(lm.processor.batches))
+        return generate(batch, settings)
+
+    monkeypatch.setattr(lm.driver, "inputs", note_inputs)
+    monkeypatch.setattr(lm.driver, "generate", wait_for_next)
+    lm.generate_until(generate_requests(paths, 4, 4))
+    assert answered == [2, 3, 4, 4]  # never more than one batch ahead
+
+
+@pytest.mark.parametrize("kind", ["generate_until", "rank_candidates", "loglikelihood"])
+def test_a_broken_picture_is_named_and_leaves_no_thread(stub_lm, paths, tmp_path, kind):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    requests = {
+        "generate_until": generate_requests(paths, 6, 6),
+        "rank_candidates": rank_requests(paths, 6),
+        "loglikelihood": [request("loglikelihood", f"{i} ?", " yes", {"visual": [paths[i]]}) for i in range(6)],
+    }[kind]
+    requests[-1].arguments = (*requests[-1].args[:2], {"visual": [str(tmp_path / "broken.png")]})
+    requests[-1].arguments = ("?", *requests[-1].args[1:])  # the shortest prompt comes last
+    lm = stub_lm(batch_size=1)
+    with pytest.raises(ValueError, match="broken.png"):
+        getattr(lm, kind)(requests)
+    assert len(lm.model.calls) == 5  # the batches before it are done
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prepare_batch")]
+
+
+@pytest.mark.parametrize("kind", ["generate_until", "rank_candidates"])
+def test_an_interrupted_run_leaves_no_thread(stub_lm, paths, monkeypatch, kind):
+    lm = stub_lm(batch_size=1)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lm.driver, "generate", interrupted)
+    monkeypatch.setattr(lm.driver, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(lm, kind)(generate_requests(paths) if kind == "generate_until" else rank_requests(paths))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prepare_batch")]
 
 
 def test_questions_about_one_picture_get_the_same_object(stub_lm, paths):
