@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from instructblip.eval_tasks.driver import Prompt
+from instructblip.processing.chat_template import join_history
 
 
 class InstructBLIPDriver:
@@ -39,7 +40,7 @@ class InstructBLIPDriver:
         with self._tokenizing:
             return self.processor(
                 images=pictures if any(pictures) else None,
-                text=[prompt.text for prompt in prompts],
+                text=[join_history(_turns(prompt), prompt.text) for prompt in prompts],
                 max_length=self.max_length,
                 padding=True,
                 return_tensors="pt",
@@ -71,3 +72,7 @@ class InstructBLIPDriver:
             **inputs.to(self.model.device),
         )
         return scores.float().cpu().numpy()
+
+
+def _turns(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"question": question, "answer": answer} for question, answer in prompt.history]
