@@ -3,24 +3,56 @@
     instructblip-eval --model_args pretrained=Salesforce/instructblip-flan-t5-xl,dtype=bfloat16 \\
         --tasks instructblip_vqa_rad,instructblip_vqa_rad_ranked --metadata data_root=/data --batch_size 16
 
-Every option, and `instructblip-eval ls tasks`, is lm-eval's; `--model` is `instructblip` unless it says otherwise.
+Every option, and `instructblip-eval ls tasks`, is lm-eval's; `--model` is `instructblip` unless it says otherwise. Two
+commands are ours: `instructblip-eval report` puts results into a table and a page, `instructblip-eval ask` asks models
+about a picture of one's own.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
+from typing import NoReturn
 
 from instructblip.eval_tasks import TASK_FOLDER
 
+OUR_COMMANDS = {
+    "report": "results of one or many models as a table, a page and JSON",
+    "ask": "ask one or many models about a picture, turn by turn",
+}
+USE_ERROR = 2  # exit status, as argparse has it
 
-def main(argv: list[str] | None = None) -> None:
-    """Run lm-eval's command line.
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run lm-eval's command line, or a command of ours.
 
     Args:
         argv: arguments without the program's name. Default: those of the process.
+
+    Raises:
+        SystemExit: arguments or files are wrong; says what in one sentence.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in OUR_COMMANDS:
+        run_our_command(argv[0], argv[1:])
+    else:
+        run_lm_eval(argv)
+
+
+def run_our_command(name: str, argv: Sequence[str]) -> None:
+    """Run `eval_tasks/NAME.py`, which lm-eval does not know."""
+    command = importlib.import_module(f"instructblip.eval_tasks.{name}")
+    try:
+        command.main(argv)
+    except (ValueError, OSError) as error:
+        _refuse(f"instructblip-eval {name}: {' '.join(str(error).split())}")
+
+
+def run_lm_eval(argv: Sequence[str]) -> None:
+    """Run lm-eval's command line with our model class and tasks."""
     import torch.distributed
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
@@ -30,9 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     setup_logging()
     logging.getLogger("lm_eval.evaluator").addFilter(_not_about_chat_templates)
     program = sys.argv
-    sys.argv = ["instructblip-eval", *(sys.argv[1:] if argv is None else argv)]  # lm-eval reads it, and adds `run`
+    sys.argv = ["instructblip-eval", *argv]  # lm-eval reads it, and adds `run`
     try:
         command_line = HarnessCLI()
+        for name, purpose in OUR_COMMANDS.items():
+            command_line._subparsers.add_parser(name, help=purpose)  # for --help; they have been dealt with
         command_line.execute(with_our_tasks(command_line.parse_args()))
     finally:
         sys.argv = program
@@ -52,7 +86,14 @@ def with_our_tasks(arguments: Namespace) -> Namespace:
     arguments.include_path = [str(TASK_FOLDER), *([theirs] if isinstance(theirs, str) else theirs)]
     if arguments.command == "run" and arguments.model is None and "model" not in settings:
         arguments.model = "instructblip"
+    if arguments.command == "run" and arguments.model == "instructblip" and getattr(arguments, "use_cache", None):
+        _refuse("instructblip-eval: --use_cache does not tell models apart: use --model_args ...,result_cache=FOLDER")
     return arguments
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(sentence, file=sys.stderr)
+    sys.exit(USE_ERROR)
 
 
 def _not_about_chat_templates(record: logging.LogRecord) -> bool:

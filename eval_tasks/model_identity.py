@@ -95,7 +95,7 @@ def software_identity() -> dict[str, str]:
     here = Path(__file__).parent
     modules = [*Path(instructblip.modeling.__file__).parent.glob("*.py")]
     modules += Path(instructblip.processing.__file__).parent.glob("*.py")
-    modules += [*here.glob("*driver.py"), here / "lm_eval_model.py"]
+    modules += [*here.glob("*driver.py"), *here.glob("*_scoring.py"), here / "lm_eval_model.py"]
     code = hashlib.sha256()
     for module in sorted(modules):
         code.update(module.name.encode() + b"\0" + module.read_bytes() + b"\0")
