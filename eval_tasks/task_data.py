@@ -70,6 +70,7 @@ def load_rows(
     images = {"image_dirs": folders} if (folders := _image_folders(dataset, image_dirs)) else {}
     is_variant = dataset in TABLE and config not in (None, default_config(TABLE[dataset]))
     variant = f"{dataset}_{config}" if is_variant else dataset  # its folder, and its config in a repository of ours
+    data_root = str(data_root)
     root = Path(data_root).expanduser()
     folder = next((root / name for name in (variant, dataset) if (root / name).is_dir()), root)
     wanted = (*splits, answers_of) if splits and answers_of else tuple(splits)
@@ -83,13 +84,28 @@ def load_rows(
     if data_root == HUB:
         _check_copies(dataset, config, wanted)
         return load(dataset, config=config, splits=wanted, **images)
-    if root.is_absolute() or str(data_root).count("/") != 1:
+    if root.is_absolute() or data_root.count("/") != 1:
         raise FileNotFoundError(
             f"{dataset}: data_root {data_root} is neither a folder, nor a Hub id such as ORG/{dataset}, nor {HUB!r}"
         )
     if is_variant and not known_copies(dataset, data_root, config):
-        config = variant if variant in datasets.get_dataset_config_names(data_root) else config
-    return load(dataset, repo_id=str(data_root), config=config if is_variant else None, splits=wanted, **images)
+        config = _published_variant(data_root, dataset, config, variant)
+    return load(dataset, repo_id=data_root, config=config if is_variant else None, splits=wanted, **images)
+
+
+def _published_variant(repo_id: str, dataset: str, config: str, variant: str) -> str:
+    """The Hub config with a variant of a dataset: of our Parquet `pope_popular`; else a copy's, by the variant's name.
+
+    Raises:
+        ValueError: our Parquet is there, but not of this variant, or nobody can tell of which.
+    """
+    there = datasets.get_dataset_config_names(repo_id)
+    if variant not in there and dataset in there:
+        raise ValueError(
+            f"{repo_id} has no Hub config {variant}, as rows of the variant {config} of {dataset} are called there; it "
+            f"has {', '.join(there)}. Push them under that name, or pass a folder with the official files"
+        )
+    return variant if variant in there else config
 
 
 def _image_folders(dataset: str, image_dirs: Any) -> tuple[str, ...]:

@@ -1,5 +1,11 @@
+import json
+import subprocess
+import sys
+import textwrap
+
 import datasets
 import pytest
+from minihub import MiniHub
 from official_data import WRITERS
 from PIL import Image
 
@@ -71,6 +77,41 @@ def test_a_variant_has_a_config_of_its_own_in_a_repository_of_ours(asked, monkey
     load_rows("pope", splits=["test"], config="random", data_root="ORG/heldout")  # the default
     load_rows("pope", splits=["test"], config="popular", data_root="lmms-lab/POPE")  # a copy in the table
     assert [call[1]["config"] for call in asked] == ["pope_popular", None, "popular"]
+
+
+def test_a_repository_of_ours_without_the_variant_is_refused(asked, monkeypatch):
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda repo_id: ["gqa", "pope"])
+    with pytest.raises(ValueError, match="ORG/heldout has no Hub config pope_popular.* it has gqa, pope"):
+        load_rows("pope", splits=["test"], config="popular", data_root="ORG/heldout")
+    assert asked == []
+
+
+PUSH_AND_LOAD = """
+    import datasets, json, sys
+    from instructblip.datasets_builders import InstructionFormat, load
+    from instructblip.datasets_builders.publishing import push
+    from instructblip.eval_tasks import task_manager
+
+    folder = sys.argv[1]
+    sources = {"pope": load("pope", folder), "pope_popular": load("pope", folder, config="popular")}
+    push(sources, "org/extra", formats={"pope_popular": InstructionFormat.of("pope")})
+    names = ["instructblip_pope_random", "instructblip_pope_popular"]
+    tasks = task_manager(data_root="org/extra").load(names)["tasks"]
+    print(json.dumps([[doc["id"] for doc in tasks[name].eval_docs] for name in names]))
+"""
+
+
+def test_one_repository_of_ours_holds_a_dataset_and_its_variants(tmp_path):
+    WRITERS["pope"](tmp_path)
+    with MiniHub() as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(PUSH_AND_LOAD), str(tmp_path)],
+            env={**hub.client_env(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = [[f"pope/{config}/{number}" for number in range(1, 7)] for config in ("random", "popular")]
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
 
 
 def test_the_first_known_copies_on_the_hub_can_be_asked_for(asked):
