@@ -129,6 +129,27 @@ def test_a_full_disk_is_one_sentence_and_what_was_finished_stays(server, run, tm
     assert rows(again) == 20 - before
 
 
+def test_lm_evals_numbers_are_the_same_with_the_cache_and_from_it(release, evaluate, tmp_path, monkeypatch):
+    def results(**kwargs):
+        lm = InstructBLIPEvalModel(release, device="cpu", batch_size=4, **kwargs)
+        calls = []
+        monkeypatch.setattr(lm.driver, "generate", counted(lm.driver.generate, calls))
+        monkeypatch.setattr(lm.driver, "score", counted(lm.driver.score, calls))
+        found = evaluate(lm, "instructblip_vqa_rad", "instructblip_vqa_rad_ranked")
+        answers = [sample["resps"] for samples in found["samples"].values() for sample in samples]
+        return len(calls), repr(answers), found["results"]
+
+    without = results()
+    filling, filled = [results(result_cache=str(tmp_path / "cache")) for _ in range(2)]
+    assert without[0] == filling[0] > 0
+    assert filled[0] == 0
+    assert without[1:] == filling[1:] == filled[1:]
+
+
+def counted(function, calls):
+    return lambda *arguments: calls.append(0) or function(*arguments)
+
+
 # What is told apart
 
 
@@ -280,6 +301,19 @@ def test_a_moved_checkpoint_is_the_same_and_its_backbones_count(tiny_lm, release
     config.write_text(config.read_text()[:-1])
     os.rename(release, tmp_path / "elsewhere")
     assert checkpoint_identity(str(tmp_path / "elsewhere")) == before
+
+
+def test_an_adapter_counts_with_the_model_that_it_is_for(release, tmp_path):
+    import peft
+
+    from instructblip import InstructBLIPForConditionalGeneration
+
+    model = InstructBLIPForConditionalGeneration.from_pretrained(release)
+    config = peft.LoraConfig(r=2, **model.lora_targets("language_model"))
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    identity = checkpoint_identity(str(tmp_path / "adapter"))
+    assert identity["adapter_of"] == checkpoint_identity(release)
+    assert identity["files"] != identity["adapter_of"]["files"]
 
 
 def test_a_checkpoint_whose_commit_is_unknown_is_refused(monkeypatch):
