@@ -49,11 +49,11 @@ BRACKETS = {
 }  # in lower case they stay
 REMOVED = frozenset({"'", "`", '"', ".", "?", "!", ",", ":", "-", ";"})
 ABBREVIATIONS = """
-    adm al ala alex apr ariz assn atty attys aug ave bancorp bhd blvd brig bros calif capt cf cie cmdr co col colo comdr
-    conn corp cos cpl dak dec dept det dr drs elec esq est etc ext feb fla fri ft ga gen gov govs hon inc ind intl invt
-    jan jos jr jul jun kan kans ky lieut lt ltd maj mar messrs mfg mich minn mo mon mont mr mrs ms mt natl neb nev nov
-    oct okla penn pfc plc pres prof profs pty pvt rd rep reps rev sen sens sep sept seq sgt spc sq sr st ste supt supts
-    sys tel tenn thu thurs tue tues univ va vs vt wed wis wisc wm wyo
+    adm al ala alex apr ariz assn atty attys aug ave bancorp bhd blvd brig bros calif capt cf cie cmdr co col colo
+    comdr conn corp cos cpl ct dak dec dept det dr drs elec esq est etc ext feb fla fri ft ga gen gov govs hon inc
+    ind intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar messrs mfg mich minn mo mon mont mr mrs ms mt
+    natl neb nev nov oct okla penn pfc plc pres prof profs pty pvt rd rep reps rev rt sen sens sep sept seq sgt spc
+    sq sr st ste supt supts sys tel tenn thu thurs tue tues univ va vs vt wed wis wisc wm wyo
 """.split()
 ABBREVIATED_STATES = "Ark Del Ill Mass Miss Ore Tex Wash".split()  # words besides, in lower case
 # After a letter and a period these begin a sentence: "plan B. Then it", but "George W. Bush".
@@ -80,6 +80,7 @@ _TOKEN = re.compile(
   | (?:can(?=not{_END})|gon(?=na{_END})|wan(?=na{_END})|got(?=ta{_END})|lem(?=me{_END})|gim(?=me{_END}))
   | '?t(?=(?:is|was){_END}) | c'mon{_END} | y'(?=all{_END})
   | (?-i:[A-Z]+(?:&[A-Z]+)+){_END}                                       # R&B
+  | [-+]?\d*(?:[.,]\d+)+(?:-{_SIGN}+)+                                   # 3.5-inch
   | [-+]?\d*(?:[.,:]\d+)+ | [-+]\d+{_END}                               # 1,000 10:30 -5
   | {_LETTER}+(?:[.?!]{_LETTER}+)+                                       # a blank forgotten: street.The
   | {_LETTER}*[aeiouy]'[aeiou]{_LETTER}*                                 # ma'am

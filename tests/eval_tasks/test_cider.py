@@ -147,6 +147,7 @@ SPLIT = [
     ("George W. Bush and plan B. Then it", "george w. bush and plan b then it"),
     ("a car wash. The Wash. river", "a car wash the wash. river"),  # the state is written large
     ("5% of $1,000.50 at 10:30am -5 1/2", "5 % of $ 1,000.50 at 10:30 am -5 1/2"),
+    ("a 3.5-inch 10:30-ish -5", "a 3.5-inch 10:30 ish -5"),
     ("black/white (red) [x]", "black/white -lrb- red -rrb- -lsb- x -rsb-"),
     ("a street.The end... yes -- no; a\u2013b", "a street.the end yes no a b"),
     ("O'Brien ma'am hors d'oeuvres y'all", "o'brien ma'am hors d'oeuvres y' all"),
