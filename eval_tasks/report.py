@@ -297,9 +297,7 @@ def _page(models: Models, published: Published, samples: int, seed: int, data: d
 
 
 def _first_metric(models: Models, task: str) -> str:
-    """The metric that a task's file names first, or its first score."""
-    run = next(measured[task].run for _, measured in models if task in measured)
-    return next(iter(run.scores), "")
+    return next(measured[task].run.first_metric for _, measured in models if task in measured)
 
 
 def _plot_row(model: Model, measured: Measured | None, metric: str) -> PlotRow | None:

@@ -26,8 +26,8 @@ def eval_results(measured: Mapping[str, Measured]) -> list[EvalResult]:
         spec = TABLE.get(dataset_name(run))
         if run.is_partial or not task.startswith(OUR_TASKS) or spec is None:
             continue
-        first = next(iter(run.scores), "")
-        results += [_result(of_task, metric, spec) for metric in (first, first + PTB) if _has_value(of_task, metric)]
+        metrics = (run.first_metric, run.first_metric + PTB)
+        results += [_result(of_task, metric, spec) for metric in metrics if _has_value(of_task, metric)]
     return results
 
 

@@ -46,6 +46,12 @@ class TaskRun:
         return self.documents < self.all_documents
 
     @property
+    def first_metric(self) -> str:
+        """The score that stands for the task: the first that its file lists, or that there is."""
+        listed = [entry.get("metric") for entry in self.config.get("metric_list") or []]
+        return next((metric for metric in [*listed, *self.scores] if metric in self.scores), "")
+
+    @property
     def samples_file(self) -> Path:
         written = WRITTEN.search(self.file.name)
         return self.file.with_name(f"samples_{self.task}_{written[1] if written else ''}.jsonl")

@@ -6,24 +6,10 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
-from logged_results import answering, log_evaluation
 from official_data import write_official_data
 from transformers import BatchFeature
 
-TASKS = [
-    f"instructblip_{name}"
-    for name in (
-        "nocaps",
-        "gqa",
-        "vsr",
-        "visdial",
-        "hateful_memes",
-        "textvqa",
-        "vqav2",
-        "pope_random",
-        "vqa_rad_ranked",
-    )
-]
+LOGGED = "nocaps gqa vsr visdial hateful_memes textvqa vqav2 pope_random vqa_rad_ranked".split()
 
 QUESTIONS = ["is there a cat ?", "what color is this ?", "is the dog left ?", "what is in the picture ?"]
 ANSWERS = {"CLOSED": ["yes", "No"], "OPEN": ["red", "two dog", "blue"]}
@@ -171,16 +157,18 @@ def evaluate(data_root):
 def logged(stub_lm, tmp_path_factory):
     """Results and samples of two models, as lm-eval writes them: `folder`, and `data_root`.
 
-    "org/first" was asked everything in `TASKS` and generates the truth for every other document and else "nothing";
+    "org/first" was asked everything in `LOGGED` and generates the truth for every other document and else "nothing";
     "org/second" was asked two tasks, with `--limit 2` and other settings, and never generates the truth.
     """
-    root = tmp_path_factory.mktemp("logged")
+    from logged_results import answering, log_evaluation  # and lm-eval
+
+    root, tasks = tmp_path_factory.mktemp("logged"), [f"instructblip_{name}" for name in LOGGED]
     data_root = write_official_data(root / "data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(root / "cache"))
         first = answering(stub_lm(batch_size=4), lambda place, doc: "nothing" if place % 2 else doc["answers"][0])
-        log_evaluation(first, root / "runs", data_root, TASKS, name="org/first")
+        log_evaluation(first, root / "runs", data_root, tasks, name="org/first")
         second = answering(stub_lm(length_normalize=True), lambda place, doc: "nothing")
-        tasks = ["instructblip_gqa", "instructblip_nocaps"]
-        log_evaluation(second, root / "runs", data_root, tasks, name="org/second", limit=2)
-    return SimpleNamespace(folder=root / "runs", data_root=data_root, tasks=TASKS)
+        two = ["instructblip_gqa", "instructblip_nocaps"]
+        log_evaluation(second, root / "runs", data_root, two, name="org/second", limit=2)
+    return SimpleNamespace(folder=root / "runs", data_root=data_root, tasks=tasks)

@@ -42,6 +42,7 @@ def test_models_and_their_tasks_are_found_in_subfolders(logged):
     assert run.scores == {"accuracy": 0.5}
     assert (run.documents, run.all_documents, run.is_partial) == (4, 4, False)
     assert second.runs["instructblip_gqa"].is_partial
+    assert first.runs["instructblip_hateful_memes"].first_metric == "auroc"  # in the task's file; accuracy in results
 
 
 def test_a_file_and_its_folder_name_one_run(logged):
