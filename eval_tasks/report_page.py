@@ -14,8 +14,8 @@ from instructblip.datasets_builders.preview import SECURITY, STYLE, shortened, t
 from instructblip.eval_tasks.report_samples import Answer, Shown
 from instructblip.eval_tasks.report_tables import DASH, Cell, Column, Table
 
-LABEL_WIDTH, PLOT_WIDTH, VALUE_WIDTH, LINE_HEIGHT = 166, 200, 42, 17  # of a plot, in pixels
-MOST_LABEL = 24  # characters
+LABEL_WIDTH, PLOT_WIDTH, VALUE_WIDTH, LINE_HEIGHT = 176, 200, 42, 17  # of a plot, in pixels
+MOST_LABEL = 26  # characters
 OWN_STYLE = """
 body { max-width: 100rem; }
 h2 { margin: 2.6rem 0 0.8rem; font-size: 1.25rem; letter-spacing: -0.01em; }

@@ -92,7 +92,7 @@ def test_the_plot_puts_scores_where_they_belong():
     assert float(interval.get("x1")) < low < float(interval.get("x2"))
     width = float(root.get("viewBox").split()[2])
     assert all(0 <= float(text.get("x")) <= width for text in root.iter("text"))
-    assert max(len(text.text) for text in root.iter("text")) <= 24
+    assert max(len(text.text) for text in root.iter("text")) <= 26
 
 
 @pytest.mark.parametrize(
