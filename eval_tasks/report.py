@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = _parser().parse_args(argv)
     try:
-        for path in write_report(
+        written = write_report(
             options.results,
             options.output,
             data={"data_root": options.data_root, "image_dirs": options.image_dirs} if options.data_root else None,
@@ -63,10 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=options.seed,
             ptb=options.ptb,
             model_index=options.model_index,
-        ):
-            print(f"wrote {path}")
+        )
     except (ValueError, OSError, ImportError, RuntimeError) as error:  # the last two: --ptb needs more software
         sys.exit(f"instructblip-eval report: {error}")
+    for path in written:
+        print(f"wrote {path}")
+    if options.model_index and not any(path.name.startswith("model-index") for path in written):
+        print("no model-index: no task of ours was run on all of its documents")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,8 +16,8 @@ def answering(lm, answer):
     return lm
 
 
-def log_evaluation(lm, output, data_root, tasks, *, name, limit=None, log_samples=True):
-    """Evaluate `lm` under the name of a release; returns its results file."""
+def log_evaluation(lm, output, data_root, tasks, *, name, **options):
+    """Evaluate `lm` under the name of a release, with options of `simple_evaluate`; returns the results file."""
     about = lm.get_model_info() | {"model_name": name}
     lm.get_model_info = lambda: about
     tracker = EvaluationTracker(output_path=str(output))
@@ -27,8 +27,7 @@ def log_evaluation(lm, output, data_root, tasks, *, name, limit=None, log_sample
         task_manager=task_manager(data_root=str(data_root)),
         bootstrap_iters=0,
         evaluation_tracker=tracker,
-        limit=limit,
-        log_samples=log_samples,
+        **options,
     )
     samples = results.pop("samples", None) or {}
     tracker.save_results_aggregated(results=results, samples=samples)

@@ -74,6 +74,16 @@ def test_tasks_outside_the_papers_table_make_a_report_without_it(stub_lm, logged
     assert "value: 100.0" in (tmp_path / "report/model-index.yaml").read_text()
 
 
+def test_predictions_without_scores_are_shown(stub_lm, logged, tmp_path):
+    lm = answering(stub_lm(), lambda place, doc: "a red answer")
+    log_evaluation(lm, tmp_path / "runs", logged.data_root, ["instructblip_gqa"], name="org/third", predict_only=True)
+    report.write_report([tmp_path / "runs"], tmp_path / "report", model_index=True)
+    page = (tmp_path / "report/report.html").read_text()
+    assert page.count("a red answer") == 4
+    assert page.count('<span class="kind any">') == 4
+    assert not (tmp_path / "report/model-index.yaml").exists()
+
+
 def test_hostile_samples_and_names_stay_text(logged, tmp_path):
     runs = shutil.copytree(logged.folder, tmp_path / "runs")
     for file in runs.rglob("results_*.json"):
@@ -131,6 +141,13 @@ def test_what_cannot_be_read_is_one_sentence_and_leaves_an_earlier_report_alone(
     with pytest.raises(SystemExit, match="^instructblip-eval report: .*nowhere: there is no such file or folder$"):
         report.main([str(logged.folder), str(tmp_path / "nowhere"), "--output", str(tmp_path / "report")])
     assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before
+
+
+def test_a_model_index_without_anything_to_publish_is_told(logged, tmp_path, capsys):
+    second = next(file for file in logged.folder.rglob("results_*.json") if '"org/second"' in file.read_text())
+    report.main([str(second), "--output", str(tmp_path / "report"), "--model_index"])
+    assert "no model-index: no task of ours was run on all of its documents" in capsys.readouterr().out
+    assert len(list((tmp_path / "report").iterdir())) == 3
 
 
 def test_a_negative_number_of_samples_is_refused(capsys):
