@@ -49,6 +49,8 @@ def run_our_command(name: str, argv: Sequence[str]) -> None:
         command.main(argv)
     except (ValueError, OSError) as error:
         _refuse(f"instructblip-eval {name}: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def run_lm_eval(argv: Sequence[str]) -> None:

@@ -135,9 +135,12 @@ def load(name: str, options: argparse.Namespace) -> Driver:
     """Load a model as evaluation does."""
     from instructblip.eval_tasks.lm_eval_model import InstructBLIPEvalModel
 
-    return InstructBLIPEvalModel(
-        name, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
-    ).driver
+    try:
+        return InstructBLIPEvalModel(
+            name, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+        ).driver
+    except OSError as error:
+        raise OSError(f"{name}: {error}") from error
 
 
 def ask_all(

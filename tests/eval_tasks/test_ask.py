@@ -189,3 +189,8 @@ def test_settings_are_lavis_own_unless_others_are_given(releases, monkeypatch):
 def test_what_is_wrong_is_said_before_a_model_is_loaded(arguments, message):
     with pytest.raises(ValueError, match=message):
         ask.main(arguments)
+
+
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(OSError, match=f"{tmp_path}: "):
+        ask.main(["--models", str(tmp_path), "--", "what ?"])

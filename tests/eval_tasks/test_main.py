@@ -16,15 +16,22 @@ def test_our_commands_get_the_arguments_that_follow_their_name(monkeypatch, name
     assert given == [["a", "--b"]]
 
 
-def test_what_is_wrong_is_one_sentence_and_status_2(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("trouble", "status", "message"),
+    [
+        (FileNotFoundError("there is no\nphoto.jpg"), 2, "instructblip-eval ask: there is no photo.jpg\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_no_traceback(monkeypatch, capsys, trouble, status, message):
     def wrong(argv):
-        raise FileNotFoundError("there is no\nphoto.jpg")
+        raise trouble
 
     monkeypatch.setattr(ask, "main", wrong)
     with pytest.raises(SystemExit) as exit:
         main(["ask"])
-    assert exit.value.code == 2
-    assert capsys.readouterr().err == "instructblip-eval ask: there is no photo.jpg\n"
+    assert exit.value.code == status
+    assert capsys.readouterr().err == message
 
 
 def test_help_names_lm_evals_commands_and_ours(capsys):
