@@ -260,6 +260,18 @@ class InstructBLIPEvalModel(LM):
             "result_cache=FOLDER with the model's arguments"
         )
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Refuse `--apply_chat_template`: models that have a template get their prompts through it anyway."""
+        raise ValueError(
+            "--apply_chat_template is for models of text: leave it out. Models whose processor has a chat template get "
+            "their prompts through it, and InstructBLIP has none"
+        )
+
+    @property
+    def tokenizer_name(self) -> str:
+        self.chat_template()  # what lm-eval asks for only with --apply_chat_template
+        return ""
+
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         return gather(tensor)
 

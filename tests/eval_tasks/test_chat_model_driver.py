@@ -141,6 +141,8 @@ def test_a_repetition_penalty_does_not_count_the_prompt(peer, images):
     [penalized] = driver.generate(driver.inputs([prompt], images), {**settings, "repetition_penalty": 1e6})
     assert penalized.split()[0] == plain.split()[0]
     assert len(set(penalized.split())) == 5
+    model.generation_config.repetition_penalty = 1e6  # gives way to the task's
+    assert driver.generate(driver.inputs([prompt], images), {**settings, "repetition_penalty": 1.0}) == [plain]
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "blip_2_t5"])

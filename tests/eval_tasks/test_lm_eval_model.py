@@ -86,6 +86,11 @@ def test_rolling_likelihood_is_refused_with_a_reason(stub_lm):
         stub_lm().loglikelihood_rolling([])
 
 
+def test_lm_evals_own_chat_templates_are_refused_with_a_reason(stub_lm, evaluate):
+    with pytest.raises(ValueError, match="--apply_chat_template is for models of text: leave it out"):
+        evaluate(stub_lm(), "instructblip_vqa_rad", apply_chat_template=True)
+
+
 def test_answers_come_in_request_order_whatever_the_batch_size_and_order(stub_lm, paths):
     requests = generate_requests(paths)
     expected = stub_lm().generate_until(requests)
