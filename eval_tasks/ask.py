@@ -132,15 +132,19 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def load(name: str, options: argparse.Namespace) -> Driver:
-    """Load a model as evaluation does."""
+    """Load a model as evaluation does.
+
+    Raises:
+        ValueError: it cannot be loaded; names it.
+    """
     from instructblip.eval_tasks.lm_eval_model import InstructBLIPEvalModel
 
     try:
         return InstructBLIPEvalModel(
             name, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
         ).driver
-    except OSError as error:
-        raise OSError(f"{name}: {error}") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name} cannot be loaded: {error}") from error
 
 
 def ask_all(

@@ -192,5 +192,5 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(arguments, message):
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
-    with pytest.raises(OSError, match=f"{tmp_path}: "):
+    with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded: "):
         ask.main(["--models", str(tmp_path), "--", "what ?"])
