@@ -180,8 +180,8 @@ def cider_per_caption(
     first_reference = len(hypotheses)
     image_of = np.concatenate([np.arange(first_reference), owners])
     totals = np.zeros(len(owners))  # of each reference, summed over the lengths of n-grams
-    spans = np.maximum(lengths - 1, 0)  # the toolkit takes the number of bigrams for the length
-    penalty = np.exp(-((spans[owners] - spans[first_reference:]) ** 2) / (2 * SIGMA**2))
+    # The toolkit counts bigrams: the same difference, but for empty captions, which score nothing.
+    penalty = np.exp(-((lengths[owners] - lengths[first_reference:]) ** 2) / (2 * SIGMA**2))
     for grams, captions_of in _ngrams(words, lengths):
         totals += penalty * _similarity(grams, captions_of, image_of, first_reference)
     per_image = np.bincount(owners, totals) / np.bincount(owners)
