@@ -130,7 +130,7 @@ def llava_next(tokenizers):
     return model, processor
 
 
-def idefics3(tokenizers):
+def idefics3(tokenizers, name="idefics3"):
     rows = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
     tokenizer = _with_tokens(tokenizers("llama"), "<image>", "<fake_token_around_image>", "<global-img>", *rows)
     processor = Idefics3Processor(
@@ -138,11 +138,16 @@ def idefics3(tokenizers):
         tokenizer, image_seq_len=4, chat_template=IDEFICS_TEMPLATE,
     )  # fmt: skip
     model = _model(
-        "idefics3", vision_config=VISION,
+        name, vision_config=VISION,
         text_config={**LLAMA, "vocab_size": len(tokenizer)}, scale_factor=2,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
     return model, processor
+
+
+def smolvlm(tokenizers):
+    """With the processor of its parent, as its own needs torchvision for videos."""
+    return idefics3(tokenizers, "smolvlm")
 
 
 class PicturesOnlyProcessor(Qwen2VLProcessor):
@@ -153,7 +158,20 @@ class PicturesOnlyProcessor(Qwen2VLProcessor):
             super().check_argument_for_proper_class(argument_name, argument)
 
 
-def qwen2_vl(tokenizers):
+QWEN_VISION = {
+    "qwen2_vl": dict(depth=2, embed_dim=32, hidden_size=40, num_heads=4, patch_size=7, mlp_ratio=2),
+    "qwen2_5_vl": dict(
+        depth=2, hidden_size=32, out_hidden_size=40, intermediate_size=48, num_heads=4, patch_size=7, window_size=28,
+        fullatt_block_indexes=[1],
+    ),
+}  # fmt: skip
+
+
+def qwen2_5_vl(tokenizers):
+    return qwen2_vl(tokenizers, "qwen2_5_vl")
+
+
+def qwen2_vl(tokenizers, name="qwen2_vl"):
     tokenizer = tokenizers("gpt2")
     specials = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
     _with_tokens(tokenizer, *specials)
@@ -163,8 +181,8 @@ def qwen2_vl(tokenizers):
     )
     processor = PicturesOnlyProcessor(image_processor, tokenizer, None, chat_template=QWEN_TEMPLATE)
     model = _model(
-        "qwen2_vl",
-        vision_config=dict(depth=2, embed_dim=32, hidden_size=40, num_heads=4, patch_size=7, mlp_ratio=2),
+        name,
+        vision_config=QWEN_VISION[name],
         text_config=dict(
             hidden_size=40, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
             vocab_size=len(tokenizer), max_position_embeddings=512, bos_token_id=None, eos_token_id=0, pad_token_id=1,

@@ -10,7 +10,7 @@ from instructblip.eval_tasks.chat_model_driver import ChatModelDriver
 from instructblip.eval_tasks.driver import Prompt
 from instructblip.eval_tasks.instructblip_driver import InstructBLIPDriver
 
-SEVERAL_PICTURES = ("llava", "llava_next", "idefics3", "qwen2_vl")
+SEVERAL_PICTURES = ("llava", "llava_next", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl")
 ONE_PICTURE = ("blip_2_opt", "blip_2_t5", "instructblip_llama", "instructblip_t5")
 PEERS = SEVERAL_PICTURES + ONE_PICTURE
 ANSWERS = ["yes", "no", "red cat", "red dog", "two cat left", "two cat"]
@@ -335,3 +335,13 @@ def test_a_folder_is_loaded_and_evaluated(peer, images, tmp_path, name):
     ranked = [request("rank_candidates", text, ANSWERS, visual) for text, visual in prompts]
     for ours, other in zip(loaded.rank_candidates(ranked), memory.rank_candidates(ranked), strict=True):
         np.testing.assert_allclose(ours, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "instructblip_t5"])
+def test_tasks_run_end_to_end(peer, evaluate, name):
+    lm = InstructBLIPEvalModel(*peer(name), device="cpu", batch_size=4)
+    tasks = "instructblip_vqa_rad", "instructblip_vqa_rad_ranked"
+    results = evaluate(lm, *tasks)
+    assert {results["results"][task]["sample_len"] for task in tasks} == {10}
+    ranked = results["samples"]["instructblip_vqa_rad_ranked"]
+    assert all(sample["filtered_resps"][0] in ("yes", "no", "red", "two dog", "blue") for sample in ranked)
