@@ -6,7 +6,7 @@ lm-eval's `multiple_choice` makes a request of every choice: 109 million of them
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class RankCandidatesTask(ConfigurableTask):
     def __init__(self, config: dict[str, Any]) -> None:
         own = ("class", "num_candidates")  # keys that lm-eval does not have
         super().__init__(config={name: value for name, value in config.items() if name not in own})
+        self._instances: list[Instance] | None = None
         self.OUTPUT_TYPE = "rank_candidates"  # the method of the model that evaluate() calls
         most = config.get("num_candidates")
         if most is not None and (not isinstance(most, int) or most < 1 or self.config.doc_to_choice is not None):
@@ -57,6 +58,16 @@ class RankCandidatesTask(ConfigurableTask):
         for samples in self.dataset[split].select_columns(["samples"]):
             for sample in samples["samples"]:
                 yield from (answer.lower() for answer in sample["answers"]) if lower else sample["answers"]
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        self._instances = None
+        super().build_all_requests(**kwargs)
+
+    def doc_iterator(self, **kwargs: Any) -> Iterator[tuple[int, Any]]:
+        """Documents with their numbers: once requests are built, theirs, instead of a second copy for the samples."""
+        if self._instances is None:
+            return super().doc_iterator(**kwargs)
+        return ((instance.doc_id, instance.doc) for instance in self._instances)
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Instance:
         kwargs = {name: value for name, value in kwargs.items() if name == "metadata"}

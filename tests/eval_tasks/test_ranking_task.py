@@ -112,6 +112,17 @@ def test_metrics_of_own_candidates_get_every_score_in_their_order(data_root):
     assert all(type(score) is float for score in request.filtered_resps["none"])
 
 
+def test_scoring_walks_over_the_documents_of_the_requests(data_root):
+    task = made(data_root)
+    for limit, rank, expected in ((None, 0, list(range(10))), (5, 0, [0, 2, 4]), (5, 1, [1, 3])):
+        part = {"limit": limit, "rank": rank, "world_size": 1 if limit is None else 2}
+        task.build_all_requests(**part)
+        walked = list(task.doc_iterator(**part))
+        assert [number for number, _ in walked] == expected
+        assert all(doc is request.doc for (_, doc), request in zip(walked, task.instances, strict=True))
+        assert [doc["id"] for _, doc in walked] == [task.eval_docs[number]["id"] for number in expected]
+
+
 def test_samples_name_the_likeliest_five(data_root):
     request = answered(made(data_root, doc_to_choice=list("abcdefg")), [-7, -6, -1, -2, -3, -4, -5])
     assert request.resps == [[("c", -1.0), ("d", -2.0), ("e", -3.0), ("f", -4.0), ("g", -5.0)]]
