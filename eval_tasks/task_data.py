@@ -73,6 +73,8 @@ def load_rows(
     data_root = str(data_root)
     root = Path(data_root).expanduser()
     folder = next((root / name for name in (variant, dataset) if (root / name).is_dir()), root)
+    if folder == root and root.is_dir():
+        _check_not_of_others(dataset, root)
     wanted = (*splits, answers_of) if splits and answers_of else tuple(splits)
     if folder.is_dir() and (holds_rows(str(folder / dataset)) or holds_rows(str(folder)) or dataset not in TABLE):
         return load(dataset, data_dir=str(folder), config=config, splits=wanted)
@@ -106,6 +108,20 @@ def _published_variant(repo_id: str, dataset: str, config: str, variant: str) ->
             f"has {', '.join(there)}. Push them under that name, or pass a folder with the official files"
         )
     return variant if variant in there else config
+
+
+def _check_not_of_others(dataset: str, root: Path) -> None:
+    """Whether a folder may hold this dataset itself.
+
+    Raises:
+        FileNotFoundError: it is one with a folder for each dataset, and none for this one.
+    """
+    others = sorted(place.name for place in root.iterdir() if place.is_dir() and place.name in TABLE)
+    if others and not any(root.glob("*.parquet")):
+        raise FileNotFoundError(
+            f"{dataset}: data_root {root} has folders for {', '.join(others)} and none called {dataset}: put its "
+            "official files or our Parquet there, or leave its tasks out"
+        )
 
 
 def _image_folders(dataset: str, image_dirs: Any) -> tuple[str, ...]:

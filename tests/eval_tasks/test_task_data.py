@@ -175,6 +175,14 @@ def test_a_bad_row_among_the_answers_is_named(data_root):
         load_rows("vqa_rad", splits=["test"], answers_of="train", data_root=str(data_root))
 
 
+def test_rows_of_another_dataset_are_not_taken_for_this_one(data_root, tmp_path):
+    rows = load_rows("vqa_rad", data_root=str(data_root))["test"]
+    (tmp_path / "parquet/vqa_rad").mkdir(parents=True)
+    rows.to_parquet(tmp_path / "parquet/vqa_rad/test.parquet")
+    with pytest.raises(FileNotFoundError, match="gqa: data_root .*parquet has folders for vqa_rad and none called gqa"):
+        load_rows("gqa", splits=["test"], data_root=str(tmp_path / "parquet"))
+
+
 def test_without_a_place_the_error_says_how_to_name_one():
     with pytest.raises(ValueError, match="where is vqa_rad.*data_root=FOLDER"):
         load_rows("vqa_rad", version=1.0)
