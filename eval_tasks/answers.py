@@ -106,8 +106,7 @@ def vqa_accuracy_official(prediction: str, answers: Sequence[str]) -> float:
     """The same score as the official script has it (`vqaEval.py` of the VQA challenge, in its last version).
 
     Where all people agree, the script compares the texts as they are, but for blanks at the ends: then "Yes" or "yes."
-    is wrong where everybody wrote "yes". Else both sides are normalised by `normalise_answer`. Earlier versions, and
-    LAVIS's copy of one, always normalise the prediction, and of the answers the punctuation alone.
+    is wrong where everybody wrote "yes". Else both sides are normalised by `normalise_answer`.
 
     People are told apart by their place, which VQAv2's files give as `answer_id`. In VizWiz's files, which have no such
     field, the script takes all who gave one answer with one confidence for one person.
@@ -124,6 +123,24 @@ def vqa_accuracy_official(prediction: str, answers: Sequence[str]) -> float:
     if len(set(truths)) > 1:
         given, truths = normalise_answer(given), [normalise_answer(truth) for truth in truths]
     return _mean_over_people(truths.count(given), len(truths))
+
+
+def vqa_accuracy_lavis(prediction: str, answers: Sequence[str]) -> float:
+    """The same score as LAVIS has it, the paper's own library, in its copy of an earlier official script.
+
+    The prediction is always normalised by `normalise_answer`. Of the answers only the punctuation is, and only where
+    people disagree, so that no prediction equals an answer with a capital letter, an article or a number word.
+
+    Args:
+        answers: as `vqa_accuracy` has it.
+
+    Raises:
+        TypeError: `answers` is one string, whose letters would pass for answers.
+        ValueError: there is none.
+    """
+    _check_is_list(answers)
+    truths = [_strip_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else list(answers)
+    return _mean_over_people(truths.count(normalise_answer(prediction)), len(truths))
 
 
 def _mean_over_people(same: int, people: int) -> float:

@@ -22,6 +22,7 @@ from instructblip.eval_tasks.answers import (
     three_people_accuracy,
     two_people_accuracy,
     vqa_accuracy,
+    vqa_accuracy_lavis,
     vqa_accuracy_official,
 )
 from instructblip.eval_tasks.cider import cider as corpus_cider
@@ -59,13 +60,13 @@ def closed_and_open_accuracy(doc: Document, results: Sequence[str]) -> Scores:
 
 
 def soft_accuracy(doc: Document, results: Sequence[str]) -> Scores:
-    """VQA accuracy in EvalAI's form and in that of the official script; None without answers, as test sets are."""
-    if not doc["answers"]:
-        return {"vqa_accuracy": None, "vqa_accuracy_official": None}
-    return {
-        "vqa_accuracy": vqa_accuracy(results[0], doc["answers"]),
-        "vqa_accuracy_official": vqa_accuracy_official(results[0], doc["answers"]),
+    """VQA accuracy as EvalAI, the official script and LAVIS have it; None without answers, as test sets are."""
+    forms = {
+        "vqa_accuracy": vqa_accuracy,
+        "vqa_accuracy_official": vqa_accuracy_official,
+        "vqa_accuracy_lavis": vqa_accuracy_lavis,
     }
+    return {name: form(results[0], doc["answers"]) if doc["answers"] else None for name, form in forms.items()}
 
 
 def direct_answer_accuracy(doc: Document, results: Sequence[str]) -> Scores:

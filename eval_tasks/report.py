@@ -40,7 +40,8 @@ GENERAL = (
     "Prompts are those of the paper's appendix E. Its beams, lengths and penalties for each benchmark are not known; "
     "ours are in the task files.",
     "CIDEr is our own, with our own tokenizer; the paper's is pycocoevalcap's with Stanford's tokenizer in Java, which "
-    "scores marked (PTB) use. The two differ in the second decimal.",
+    "scores marked (PTB) use. The two gave the same tokens for all captions of COCO's val2017.",
+    "VQA accuracy is EvalAI's. The paper's was probably computed by LAVIS, whose form is among the other scores.",
 )
 
 

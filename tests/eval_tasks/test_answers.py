@@ -17,6 +17,7 @@ from instructblip.eval_tasks.answers import (
     three_people_accuracy,
     two_people_accuracy,
     vqa_accuracy,
+    vqa_accuracy_lavis,
     vqa_accuracy_official,
 )
 
@@ -241,6 +242,14 @@ def test_the_official_script_compares_texts_as_they_are_where_all_agree():
     assert vqa_accuracy("Yes", ["yes"] * 10) == 1.0
 
 
+def test_lavis_normalises_the_prediction_always_and_the_answers_hardly():
+    assert vqa_accuracy_lavis("Yes.", ["yes"] * 10) == 1.0
+    assert vqa_accuracy_lavis("Yes", ["Yes"] * 10) == vqa_accuracy_lavis("Yes", ["Yes"] * 9 + ["no"]) == 0.0
+    assert vqa_accuracy_lavis("two", ["two"] * 10) == 0.0  # "2" is no "two"
+    assert vqa_accuracy_lavis("red blue", ["red/blue"] * 9 + ["red"]) == 1.0  # marks go where people disagree
+    assert vqa_accuracy_lavis("red blue", ["red/blue"] * 10) == 0.0
+
+
 def test_three_people_make_a_direct_answer_right_and_two_one_of_ivqa():
     answers = ["dog", "dog ", "Dog", "a dog", "cat"]
     assert three_people_accuracy(" dog", answers) == pytest.approx(2 / 3)  # as they are, but for outer blanks
@@ -251,14 +260,15 @@ def test_three_people_make_a_direct_answer_right_and_two_one_of_ivqa():
 
 
 @pytest.mark.parametrize(
-    "score", [exact_match, vqa_accuracy, vqa_accuracy_official, three_people_accuracy, two_people_accuracy]
+    "score",
+    [exact_match, vqa_accuracy, vqa_accuracy_official, vqa_accuracy_lavis, three_people_accuracy, two_people_accuracy],
 )
 def test_one_string_of_answers_is_refused(score):
     with pytest.raises(TypeError, match="'yes': pass a list of answers"):
         score("y", "yes")
 
 
-@pytest.mark.parametrize("score", [vqa_accuracy, vqa_accuracy_official])
+@pytest.mark.parametrize("score", [vqa_accuracy, vqa_accuracy_official, vqa_accuracy_lavis])
 def test_a_question_without_answers_has_no_vqa_score(score):
     with pytest.raises(ValueError, match="answers is empty"):
         score("no", [])
