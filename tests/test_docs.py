@@ -146,6 +146,30 @@ def save_official(folder, text_config, tokenizer):
     return model
 
 
+def save_blip_2(folder):
+    """A folder as that of Salesforce/blip2-flan-t5-xl."""
+    from transformers import (
+        Blip2Config,
+        Blip2ForConditionalGeneration,
+        Blip2Processor,
+        Blip2QFormerConfig,
+        Blip2VisionConfig,
+        BlipImageProcessorPil,
+    )
+
+    images = BlipImageProcessorPil(size={"height": 224, "width": 224})
+    processor = Blip2Processor(images, t5_tokenizer(), num_query_tokens=32)
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(**VISION),
+        qformer_config=Blip2QFormerConfig(**QFORMER),
+        text_config=t5_config(),
+        num_query_tokens=32,
+        image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    Blip2ForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
 def save_lavis(model, file):
     """The trimmed LAVIS file of an official model with T5: what trained, under LAVIS' names."""
     import torch
@@ -183,12 +207,14 @@ def save_stand_ins(folder):
     folders = {
         "Salesforce/instructblip-flan-t5-xl": folder / "xl",
         "Salesforce/instructblip-vicuna-7b": folder / "vicuna",
+        "Salesforce/blip2-flan-t5-xl": folder / "blip2",
         "google/flan-t5-xl": folder / "t5",
         "google/siglip-base-patch16-224": folder / "siglip",
         "Qwen/Qwen2.5-0.5B-Instruct": folder / "qwen",
         "google-bert/bert-base-uncased": folder / "bert",
     }
-    xl, vicuna, t5, siglip, qwen, bert = folders.values()
+    xl, vicuna, blip2, t5, siglip, qwen, bert = folders.values()
+    save_blip_2(blip2)
     save_lavis(save_official(xl, t5_config(), t5_tokenizer()), folder / "lavis.pth")
     save_official(vicuna, decoder_config("llama"), bytes_tokenizer())
     T5ForConditionalGeneration(t5_config()).save_pretrained(t5)
