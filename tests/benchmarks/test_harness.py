@@ -42,10 +42,10 @@ def test_clips_have_four_frames(harness, tmp_path):
 
 
 def test_the_table_has_a_line_for_every_run(harness):
-    run = {"wall": 2.0, "before": 100.0, "mib": 150.0, "documents": 1000, "decoded": 10, "written_mb": 1.0}
-    runs = {"build": [{key: run[key] for key in ("wall", "before", "mib", "documents")}], "scores": [run]}
-    runs |= {"samples": [{**run, "wall": 3.0}], "part": [run], "peer": [{**run, "wall": 6.0, "written_mb": 9.0}]}
+    run = {"wall": 4.0, "cpu": 2.0, "before": 100.0, "mib": 150.0, "documents": 1000, "decoded": 10, "written_mb": 1.0}
+    runs = {"build": [{key: run[key] for key in ("wall", "cpu", "before", "mib", "documents")}], "scores": [run]}
+    runs |= {"samples": [{**run, "cpu": 3.0}], "part": [run], "peer": [{**run, "cpu": 6.0, "written_mb": 9.0}]}
     lines = harness._as_markdown({"machine": {"cores": 2}, "rows": {"visdial": runs}}).splitlines()
-    assert "| visdial | evaluated | 1,000 | 2.0 | 2.00 | 150 | 50 | 10 |" in lines
-    assert "visdial: 3.00x [3.00..3.00] faster than lm-eval's form; samples of 1 and 9 MB." in lines
-    assert "visdial: logging and writing samples costs 1.00 ms a document." in lines
+    assert "| visdial | evaluated | 1,000 | 4.0 | 2.0 | 2.00 | 150 | 50 | 10 |" in lines
+    assert "visdial: lm-eval's form takes 3.00x [3.00..3.00] of the CPU time, and writes 9 MB instead of 1." in lines
+    assert "visdial: logging and writing samples costs 1.00 ms of CPU time a document." in lines
