@@ -1,0 +1,102 @@
+"""The small world's backbones: what they learn from, and that a run of a few steps gives what the bridge takes."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+FOLDER = Path(__file__).parents[2] / "examples" / "miniature"
+sys.path.insert(0, str(FOLDER))
+
+import pretrain_language  # noqa: E402
+import pretrain_vision  # noqa: E402
+import texts  # noqa: E402
+import world  # noqa: E402
+
+from instructblip import InstructBLIPForConditionalGeneration  # noqa: E402
+
+KINDS = ("decoder_only", "encoder_decoder")
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    texts.make_tokenizers(folder)
+    return {kind: AutoTokenizer.from_pretrained(folder / kind) for kind in (*KINDS, "qformer")}
+
+
+def test_every_word_of_a_lesson_has_a_number(tokenizers):
+    rng = random.Random(5)
+    for _ in range(300):
+        scene, pairs = texts.lesson(rng)
+        for text in (scene, *(f"{instruction} {response}" for instruction, response in pairs)):
+            for tokenizer in tokenizers.values():
+                assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
+
+
+def test_lessons_are_the_same_for_the_same_seed_and_grow():
+    lessons = pretrain_language.Lessons(1000, seed=3)
+    assert lessons[7] == pretrain_language.Lessons(1000, seed=3)[7]
+    early = [lessons[index][0] for index in range(30)]
+    assert max(scene.count(" ; ") for scene in early if "|" not in scene) <= 3  # a thing, two words, the ground
+
+
+def test_a_decoder_learns_instructions_and_responses_but_not_the_scene(tokenizers):
+    collator = pretrain_language.Collator("decoder_only", tokenizers["decoder_only"])
+    scene = "left : small red plain star ; ground : sea"
+    batch = collator([(scene, [("what is red?", "star"), ("what is in the background?", "sea")])])
+    learned = tokenizers["decoder_only"].decode(batch["labels"][0][batch["labels"][0] >= 0])
+    assert learned.replace(" ", "") == "whatisred?star</s>whatisinthebackground?sea</s>"
+    assert (batch["input_ids"][0][batch["labels"][0] >= 0] == batch["labels"][0][batch["labels"][0] >= 0]).all()
+
+
+def test_an_encoder_decoder_answers_several_instructions_in_order(tokenizers):
+    collator = pretrain_language.Collator("encoder_decoder", tokenizers["encoder_decoder"])
+    batch = collator([("ground : sea", [("what is red?", "star"), ("where is it?", "left")])])
+    decoded = tokenizers["encoder_decoder"].decode(batch["labels"][0])
+    assert decoded.replace(" ", "") == "star</s>left</s>"
+
+
+def test_long_lessons_are_cut_between_instructions(tokenizers):
+    scene, pair = " ; ".join(["left : small red plain star"] * 5), ("what is in the background?", "sea")
+    for kind in KINDS:
+        batch = pretrain_language.Collator(kind, tokenizers[kind])([(scene, [pair] * 60)])
+        assert batch["input_ids"].shape[1] <= pretrain_language.MOST_TOKENS
+        assert (batch["labels"] == tokenizers[kind].convert_tokens_to_ids("</s>")).sum() > 5
+
+
+def test_what_the_encoder_is_to_tell_by_hand():
+    star = world.Thing("star", "blue", "dotted", "large", 4)
+    classes = pretrain_vision.truth(world.Scene((star,), "sea", bottom_word="cafe"))
+    assert classes["color"][4] == world.COLORS.index("blue")
+    assert classes["color"][0] == pretrain_vision.IGNORED
+    assert classes["shape"] == [0, 0, 0, 0, 1 + world.SHAPES.index("star"), 0] + [pretrain_vision.IGNORED] * 3
+    assert classes["word"] == [0, pretrain_vision.WORDS.index("cafe")]
+
+
+def test_a_place_is_read_from_its_own_patches():
+    reader = pretrain_vision.Reader(pretrain_vision.new_encoder())
+    features = torch.zeros(1, 36, pretrain_vision.WIDTH)
+    before = reader.logits(features)["shape"]
+    features[0, 6 * 2 + 2] = 1.0  # row 2, column 2 of the patches: the middle
+    changed = (reader.logits(features)["shape"] != before).any(-1)[0]
+    assert changed.tolist() == [place == 4 for place in range(9)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_steps_give_backbones_that_go_together(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrain_language, "accuracy", lambda *args: {"short": 0.0})
+    monkeypatch.setattr(pretrain_vision, "accuracy", lambda *args: {"shape": 0.0})
+    monkeypatch.setattr(pretrain_vision, "fit_probes", lambda encoder: None)
+    small = ["--steps", "2", "--batch_size", "2", "--output"]
+    for script, arguments in ((pretrain_language, [kind]), (pretrain_vision, [])):
+        monkeypatch.setattr(sys, "argv", [script.__name__, *arguments, *small, str(tmp_path / script.__name__)])
+        script.main()
+    capsys.readouterr()
+    model = InstructBLIPForConditionalGeneration.from_backbones(
+        str(tmp_path / "pretrain_vision" / "model"), str(tmp_path / "pretrain_language" / "model")
+    )
+    assert model.config.is_encoder_decoder is (kind == "encoder_decoder")
