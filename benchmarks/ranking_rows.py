@@ -29,11 +29,12 @@ def prepare(pair: ModelPair, kind: str) -> Comparison:
     by_length = sorted(range(len(answers)), key=lambda number: len(answers[number]))  # so that batches pad little
     count = min(len(answers), SAMPLE) if len(answers) > 100 else len(answers)
     # Evenly spread, so that every length has its share.
-    sample = [by_length[int((place + 0.5) * len(answers) / count)] for place in range(count)]
-    end = [pair.ours.config.text_config.eos_token_id] if pair.ours.config.is_encoder_decoder else []
-    batches = [[answers[n] + end for n in sample[start : start + BATCH]] for start in range(0, count, BATCH)]
-
+    places = [int((place + 0.5) * len(answers) / count) for place in range(count)]
     encoder_decoder = pair.ours.config.is_encoder_decoder
+    end = [pair.ours.config.text_config.eos_token_id] if encoder_decoder else []
+    every = [answers[number] + end for number in by_length]
+    batches = _batches([every[place] for place in places])
+
     full = _FullForward(pair, batch)
     once = _EncoderDecoderOnce(pair, batch) if encoder_decoder else _DecoderOnce(pair, batch)
     peer = partial(_score_all, full.score, batches)
@@ -47,7 +48,12 @@ def prepare(pair: ModelPair, kind: str) -> Comparison:
         Contestant("ours", [(ours, 1.0)]),
     ]
     note = "" if scale == 1 else f"peer timed on {count} candidates and scaled to {len(answers)}"
-    return Comparison(named, partial(check, pair, peer, once, tuned, ours, sample), note)
+    tuned_on_all = partial(_score_all, once.score, _batches(every))
+    return Comparison(named, partial(check, pair, peer, once, tuned_on_all, ours, by_length, places), note)
+
+
+def _batches(candidates: list[list[int]]) -> list[list[list[int]]]:
+    return [candidates[start : start + BATCH] for start in range(0, len(candidates), BATCH)]
 
 
 @torch.no_grad()
@@ -55,19 +61,36 @@ def _score_all(score: Callable[[list[list[int]]], torch.Tensor], batches: list[l
     return torch.cat([score(candidates) for candidates in batches])
 
 
-def check(pair: ModelPair, peer: Callable, once: Any, tuned: Callable, ours: Callable, sample: list[int]) -> str:
-    """Scores agree, and so does the order of all pairs of candidates that are further apart than rounding."""
+def check(
+    pair: ModelPair,
+    peer: Callable,
+    once: Any,
+    tuned_on_all: Callable,
+    ours: Callable,
+    by_length: list[int],
+    places: list[int],
+) -> str:
+    """Scores agree, and so does the order of all pairs of candidates that are further apart than rounding.
+
+    Args:
+        by_length: all candidates in the order in which the tuned peer scores them.
+        places: which of these the peer scores.
+    """
     once.begin()
-    expected = peer().double()
-    allowed = tolerance(pair) * float(expected.abs().max())
-    worst = 0.0
-    for found in (tuned().double(), ours()[0, sample].double()):
-        difference = float((found - expected).abs().max())
-        worst = max(worst, difference)
-        apart = (expected[:, None] - expected[None]) > 2 * allowed
-        if difference > allowed or ((found[:, None] - found[None])[apart] <= 0).any():
-            raise ResultsDifferError(f"candidate scores differ by {difference:.1e} nats")
+    expected, tuned, found = peer().double(), tuned_on_all().double(), ours()[0, by_length].double()
+    sampled = tuned[places], found[places]
+    worst = max(*(_difference(pair, expected, scores) for scores in sampled), _difference(pair, tuned, found))
     return f"scores {worst:.0e} nats, same order"
+
+
+def _difference(pair: ModelPair, expected: torch.Tensor, found: torch.Tensor) -> float:
+    """The largest difference between two (candidates,) scores, if it is rounding and their order is the same."""
+    allowed = tolerance(pair) * float(expected.abs().max())
+    difference = float((found - expected).abs().max())
+    apart = (expected[:, None] - expected[None]) > 2 * allowed
+    if difference > allowed or ((found[:, None] - found[None])[apart] <= 0).any():
+        raise ResultsDifferError(f"candidate scores differ by {difference:.1e} nats")
+    return difference
 
 
 def _pad(candidates: list[list[int]], device: str) -> torch.Tensor:

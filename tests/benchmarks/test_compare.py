@@ -46,6 +46,26 @@ def test_different_results_stop_the_run(compare):
         ROWS[0].prepare(pair).check()
 
 
+@pytest.mark.parametrize("language", ["llama", "t5"])
+def test_one_candidate_of_a_vocabulary_with_another_score_stops_the_run(compare, language, monkeypatch):
+    from comparisons import ResultsDifferError
+    from model_pairs import Setting, new_pair
+    from ranking_rows import prepare
+
+    pair = new_pair(Setting(language, "tiny", training=False))
+    assert "same order" in prepare(pair, "1000").check()
+    score = pair.ours.score_candidates
+
+    def another(*args, **kwargs):
+        scores = score(*args, **kwargs)
+        scores[0, 0] += 1.0
+        return scores
+
+    monkeypatch.setattr(pair.ours, "score_candidates", another)
+    with pytest.raises(ResultsDifferError, match="candidate scores differ by 1.0"):
+        prepare(pair, "1000").check()
+
+
 @pytest.mark.parametrize(
     ("lengths", "padded", "real"), [("VQA_LIKE", 464, 425), ("MIXED", 1296, 534), ("EQUAL", 896, 896)]
 )
