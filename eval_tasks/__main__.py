@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
+import traceback
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import NoReturn
@@ -24,6 +26,8 @@ OUR_COMMANDS = {
     "ask": "ask one or many models about a picture, turn by turn",
 }
 USE_ERROR = 2  # exit status, as argparse has it
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,7 +66,8 @@ def run_lm_eval(argv: Sequence[str]) -> None:
     import instructblip.eval_tasks.lm_eval_model  # noqa: F401  registers `instructblip`
 
     setup_logging()
-    logging.getLogger("lm_eval.evaluator").addFilter(_not_about_chat_templates)
+    for name in ("lm_eval.evaluator", "lm_eval.api.task"):
+        logging.getLogger(name).addFilter(_is_for_our_users)
     program = sys.argv
     sys.argv = ["instructblip-eval", *argv]  # lm-eval reads it, and adds `run`
     try:
@@ -70,6 +75,11 @@ def run_lm_eval(argv: Sequence[str]) -> None:
         for name, purpose in OUR_COMMANDS.items():
             command_line._subparsers.add_parser(name, help=purpose)  # for --help; they have been dealt with
         command_line.execute(with_our_tasks(command_line.parse_args()))
+    except (ValueError, OSError) as error:
+        if not _is_meant_for_users(error):
+            raise
+        logger.debug("where it was raised", exc_info=True)
+        _refuse(f"instructblip-eval: {' '.join(str(error).split())}")
     finally:
         sys.argv = program
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -90,6 +100,12 @@ def with_our_tasks(arguments: Namespace) -> Namespace:
         arguments.model = "instructblip"
     if arguments.command == "run" and arguments.model == "instructblip" and getattr(arguments, "use_cache", None):
         _refuse("instructblip-eval: --use_cache does not tell models apart: use --model_args ...,result_cache=FOLDER")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if arguments.command == "run" and 1 <= (getattr(arguments, "limit", None) or 0) < processes:
+        _refuse(
+            f"instructblip-eval: --limit {arguments.limit:g} with {processes} processes: each needs a question of each "
+            "task at least"
+        )
     return arguments
 
 
@@ -98,9 +114,18 @@ def _refuse(sentence: str) -> NoReturn:
     sys.exit(USE_ERROR)
 
 
-def _not_about_chat_templates(record: logging.LogRecord) -> bool:
-    """lm-eval takes "inst" in "instructblip" for a chat model and advises a chat template, which ours do not use."""
-    return "chat template is not applied" not in record.getMessage()
+def _is_meant_for_users(error: Exception) -> bool:
+    """Whether our code or lm-eval's raised it, and not a library or a task of the user's that either of them calls."""
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    return innermost.f_globals.get("__name__", "").startswith(("instructblip.", "lm_eval."))
+
+
+def _is_for_our_users(record: logging.LogRecord) -> bool:
+    """Not two pieces of lm-eval's advice: for "inst", which "instructblip" has, a chat template, which ours do not use;
+    and for each of our tasks that --metadata may be passed, with keys that are not ours.
+    """
+    advice = ("chat template is not applied", "Custom kwargs can be passed to `--metadata`")
+    return not any(words in record.getMessage() for words in advice)
 
 
 if __name__ == "__main__":

@@ -139,12 +139,9 @@ def load(name: str, options: argparse.Namespace) -> Driver:
     """
     from instructblip.eval_tasks.lm_eval_model import InstructBLIPEvalModel
 
-    try:
-        return InstructBLIPEvalModel(
-            name, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
-        ).driver
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{name} cannot be loaded: {error}") from error
+    return InstructBLIPEvalModel(
+        name, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+    ).driver
 
 
 def ask_all(

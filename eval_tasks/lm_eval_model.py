@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -155,8 +156,17 @@ class InstructBLIPEvalModel(LM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> InstructBLIPEvalModel:
-        """As lm-eval's, but a model in memory is refused: lm-eval would copy it into every task's metadata."""
-        if not isinstance(arg_dict.get("pretrained", ""), str):
+        """As lm-eval's, but a model in memory is refused: lm-eval would copy it into every task's metadata.
+
+        Raises:
+            ValueError: there is no `pretrained`, or an argument is unknown.
+        """
+        known = list(inspect.signature(cls).parameters)
+        if unknown := [name for name in arg_dict if name not in known]:
+            raise ValueError(f"--model_args: {', '.join(unknown)} is unknown, expected some of {', '.join(known)}")
+        if "pretrained" not in arg_dict:
+            raise ValueError("no model: pass --model_args pretrained=..., a folder or Hub id")
+        if not isinstance(arg_dict["pretrained"], str):
             raise TypeError("model_args holds a model: pass model=InstructBLIPEvalModel(model, processor) instead")
         return super().create_from_arg_obj(arg_dict, additional_config)
 
@@ -403,7 +413,21 @@ class InstructBLIPEvalModel(LM):
         return kwargs, [until] if isinstance(until, str) else list(until)
 
 
-def load_driver(
+def load_driver(pretrained: str | PreTrainedModel, processor: str | ProcessorMixin | None, **options: Any) -> Driver:
+    """Load a model and its processor; the arguments are those of `InstructBLIPEvalModel`.
+
+    Raises:
+        ValueError: they cannot be loaded; names the model.
+    """
+    try:
+        return _driver_of(pretrained, processor, **options)
+    except (ValueError, OSError) as error:
+        if not isinstance(pretrained, str):
+            raise
+        raise ValueError(f"{pretrained} cannot be loaded: {error}") from error
+
+
+def _driver_of(
     pretrained: str | PreTrainedModel,
     processor: str | ProcessorMixin | None,
     *,
@@ -414,7 +438,6 @@ def load_driver(
     trust_remote_code: bool,
     max_length: int | None,
 ) -> Driver:
-    """Load a model and its processor; the arguments are those of `InstructBLIPEvalModel`."""
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if isinstance(pretrained, str):
         config, _ = PreTrainedConfig.get_config_dict(pretrained, revision=revision)

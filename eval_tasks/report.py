@@ -14,7 +14,6 @@ import datetime
 import json
 import os
 import re
-import sys
 import uuid
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: arguments after `report`. Default: those of the process.
 
     Raises:
-        SystemExit: with one sentence, where results cannot be read.
+        ValueError, OSError: results cannot be read, or `--ptb` needs software that is not there.
     """
     options = _parser().parse_args(argv)
     try:
@@ -65,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             ptb=options.ptb,
             model_index=options.model_index,
         )
-    except (ValueError, OSError, ImportError, RuntimeError) as error:  # the last two: --ptb needs more software
-        sys.exit(f"instructblip-eval report: {error}")
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(str(error)) from error
     for path in written:
         print(f"wrote {path}")
     if options.model_index and not any(path.name.startswith("model-index") for path in written):
