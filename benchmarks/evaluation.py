@@ -244,8 +244,10 @@ def _time_row(name: str, work: Work, arguments: argparse.Namespace) -> dict[str,
     same = sum(a == b for a, b in zip(answers["peer"], answers["ours"], strict=True))
     if same < 0.99 * len(work.rows):  # rounding depends on a batch's padding, and batches differ
         raise ResultsDifferError(f"{name}: {same} of {len(work.rows)} answers are the same")
-    ratios = {which: vars(Ratio.of(seconds["peer"], taken)) for which, taken in seconds.items() if which != "peer"}
-    return {"name": name, "seconds": seconds, "ratios": ratios, "same": same, "documents": len(work.rows)}
+    ratios = {which: Ratio.of(seconds["peer"], taken) for which, taken in seconds.items() if which != "peer"}
+    print("  " + ", ".join(f"{which} {ratio}" for which, ratio in ratios.items()), file=sys.stderr, flush=True)
+    values = {which: vars(ratio) for which, ratio in ratios.items()}
+    return {"name": name, "seconds": seconds, "ratios": values, "same": same, "documents": len(work.rows)}
 
 
 def _as_markdown(report: dict[str, Any]) -> str:
