@@ -27,8 +27,6 @@ OUR_COMMANDS = {
 }
 USE_ERROR = 2  # exit status, as argparse has it
 
-logger = logging.getLogger(__name__)
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run lm-eval's command line, or a command of ours.
@@ -78,7 +76,7 @@ def run_lm_eval(argv: Sequence[str]) -> None:
     except (ValueError, OSError) as error:
         if not _is_meant_for_users(error):
             raise
-        logger.debug("where it was raised", exc_info=True)
+        logging.getLogger("lm_eval").debug("where it was raised:", exc_info=True)  # for LMEVAL_LOG_LEVEL=DEBUG
         _refuse(f"instructblip-eval: {' '.join(str(error).split())}")
     finally:
         sys.argv = program

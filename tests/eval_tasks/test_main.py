@@ -99,13 +99,23 @@ def test_what_a_user_got_wrong_in_a_run_is_one_sentence(execute, capsys, monkeyp
     assert told.startswith(message)
 
 
+def test_where_an_error_was_found_is_shown_on_request(execute, caplog, monkeypatch):
+    monkeypatch.setenv("LMEVAL_LOG_LEVEL", "DEBUG")
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [caplog.handler])
+    execute(lambda: load_rows("gqa"))
+    with pytest.raises(SystemExit):
+        main(RUN)
+    assert "in load_rows" in caplog.text
+    logging.getLogger("lm_eval").setLevel(logging.INFO)
+
+
 def test_what_a_library_or_the_users_own_task_raises_keeps_its_traceback(execute):
     execute(lambda: int("three"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(RUN)
 
 
-def test_lm_evals_advice_that_is_not_for_our_users_is_not_shown(execute, caplog):
+def test_lm_evals_advice_that_is_not_for_our_users_is_not_shown(execute, caplog, monkeypatch):
     warn = logging.getLogger("lm_eval.api.task").warning
 
     def advise():
@@ -113,8 +123,10 @@ def test_lm_evals_advice_that_is_not_for_our_users_is_not_shown(execute, caplog)
         warn("something else")
 
     execute(advise)
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [caplog.handler])
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "propagate", False)
     main(RUN)
-    assert [record.getMessage() for record in caplog.records if record.name == "lm_eval.api.task"] == ["something else"]
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
 
 
 @pytest.mark.parametrize(("limit", "refused"), [(1, True), (1.0, True), (2, False), (0.5, False), (None, False)])
@@ -170,13 +182,23 @@ def test_what_a_user_got_wrong_in_a_run_is_one_sentence(execute, capsys, monkeyp
     assert told.startswith(message)
 
 
+def test_where_an_error_was_found_is_shown_on_request(execute, caplog, monkeypatch):
+    monkeypatch.setenv("LMEVAL_LOG_LEVEL", "DEBUG")
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [caplog.handler])
+    execute(lambda: load_rows("gqa"))
+    with pytest.raises(SystemExit):
+        main(RUN)
+    assert "in load_rows" in caplog.text
+    logging.getLogger("lm_eval").setLevel(logging.INFO)
+
+
 def test_what_a_library_or_the_users_own_task_raises_keeps_its_traceback(execute):
     execute(lambda: int("three"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(RUN)
 
 
-def test_lm_evals_advice_that_is_not_for_our_users_is_not_shown(execute, caplog):
+def test_lm_evals_advice_that_is_not_for_our_users_is_not_shown(execute, caplog, monkeypatch):
     warn = logging.getLogger("lm_eval.api.task").warning
 
     def advise():
@@ -184,8 +206,10 @@ def test_lm_evals_advice_that_is_not_for_our_users_is_not_shown(execute, caplog)
         warn("something else")
 
     execute(advise)
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [caplog.handler])
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "propagate", False)
     main(RUN)
-    assert [record.getMessage() for record in caplog.records if record.name == "lm_eval.api.task"] == ["something else"]
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
 
 
 @pytest.mark.parametrize(("limit", "refused"), [(1, True), (1.0, True), (2, False), (0.5, False), (None, False)])
