@@ -153,6 +153,8 @@ class StubDriver:
     def __init__(self, model: Any) -> None:
         self.model = self.processor = model
 
+    def check(self, prompts: Sequence[Any]) -> None: ...
+
     def inputs(self, prompts: Sequence[Any], images: Mapping[Any, Any]) -> list[int]:
         return [len(prompt.text) for prompt in prompts]
 

@@ -48,21 +48,29 @@ class ChatModelDriver:
     def is_encoder_decoder(self) -> bool:
         return is_encoder_decoder(self.model)
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Whether the model can take these prompts.
+
+        Raises:
+            ValueError: it takes one picture a prompt, and one has another number.
+        """
+        for prompt in prompts:
+            if self._one_picture and (count := len(prompt.image_keys)) != 1:
+                raise ValueError(
+                    f"{type(self.model).__name__} takes one picture a prompt, and {prompt.text!r} has "
+                    f"{count or 'none'}: leave out tasks with such prompts, as those on videos are"
+                )
+
     def inputs(self, prompts: Sequence[Prompt], images: Mapping[Hashable, Image.Image]) -> Batch:
         """Inputs of prompts with equally many pictures; processors do not take others together.
 
         Raises:
-            ValueError: the model takes one picture a prompt, and one has another number.
+            ValueError: see `check`.
         """
+        self.check(prompts)
         places: dict[int, list[int]] = {}
         for place, prompt in enumerate(prompts):
             places.setdefault(len(prompt.image_keys), []).append(place)
-        if self._one_picture and set(places) - {1}:
-            count = min(set(places) - {1})
-            raise ValueError(
-                f"{type(self.model).__name__} takes one picture a prompt, and {prompts[places[count][0]].text!r} has "
-                f"{count or 'none'}"
-            )
         with self._tokenizing:
             return [(group, self._features([prompts[place] for place in group], images)) for group in places.values()]
 

@@ -39,6 +39,10 @@ class Driver(Protocol):
     @property
     def is_encoder_decoder(self) -> bool: ...
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raise a ValueError for what the model cannot take; called with all prompts before the first is answered."""
+        ...
+
     def inputs(self, prompts: Sequence[Prompt], images: Mapping[Hashable, Image.Image]) -> Any:
         """What `generate` and `score` take of a batch, on the CPU; runs in a background thread while the model works.
 

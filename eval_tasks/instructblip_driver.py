@@ -35,6 +35,9 @@ class InstructBLIPDriver:
     def is_encoder_decoder(self) -> bool:
         return bool(self.model.config.is_encoder_decoder)
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Any number of pictures will do."""
+
     def inputs(self, prompts: Sequence[Prompt], images: Mapping[Hashable, Image.Image]) -> BatchFeature:
         pictures = [[images[key] for key in prompt.image_keys] or None for prompt in prompts]
         with self._tokenizing:

@@ -182,10 +182,11 @@ class InstructBLIPEvalModel(LM):
         by_settings: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        all_prompts = self._prompts(requests)
         progress = self._progress(len(requests), "generating")
         for settings, numbers in by_settings.items():
             kwargs, until = self._generation_settings(json.loads(settings))
-            prompts = [self._prompt(requests[number]) for number in numbers]
+            prompts = [all_prompts[number] for number in numbers]
             asked = None if kwargs["do_sample"] else [settings] * len(numbers)  # a sampled answer is never kept
             keys, finished = self._kept([requests[number] for number in numbers], prompts, asked)
             for place, answer in finished.items():
@@ -209,7 +210,7 @@ class InstructBLIPEvalModel(LM):
         would cost a generation per document, and ranking does not ask for it.
         """
         groups: dict[Hashable, list[int]] = {}
-        prompts = [self._prompt(request) for request in requests]
+        prompts = self._prompts(requests)
         for number, prompt in enumerate(prompts):
             groups.setdefault((prompt.text, prompt.image_keys), []).append(number)
         if any(len(numbers) == 1 for numbers in groups.values()):
@@ -235,7 +236,7 @@ class InstructBLIPEvalModel(LM):
         Returns:
             Per request the log-likelihoods, float32, in the order of its candidates.
         """
-        prompts = [self._prompt(request) for request in requests]
+        prompts = self._prompts(requests)
         results: list[np.ndarray] = [np.empty(0)] * len(requests)
         with closing(self._ranked(requests, prompts, [request.args[1] for request in requests])) as ranked:
             for number, scores in ranked:
@@ -298,10 +299,11 @@ class InstructBLIPEvalModel(LM):
 
     # Batches
 
-    @staticmethod
-    def _prompt(request: Instance) -> Prompt:
-        visual = request.args[2].get("visual") if len(request.args) > 2 else None
-        return Prompt(request.args[0], visual)
+    def _prompts(self, requests: Sequence[Instance]) -> list[Prompt]:
+        visuals = [request.args[2].get("visual") if len(request.args) > 2 else None for request in requests]
+        prompts = [Prompt(request.args[0], visual) for request, visual in zip(requests, visuals, strict=True)]
+        self.driver.check(prompts)
+        return prompts
 
     def _progress(self, total: int, doing: str) -> tqdm:
         return tqdm(total=total, desc=doing, unit="document", disable=self.rank != 0)

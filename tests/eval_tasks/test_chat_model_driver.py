@@ -281,6 +281,18 @@ def test_blip_2_takes_one_picture_a_prompt(peer, images, count):
         driver.inputs(prompts, images)
 
 
+def test_prompts_that_a_model_cannot_take_are_refused_before_any_is_answered(peer, images, monkeypatch):
+    lm = InstructBLIPEvalModel(*peer("blip_2_opt"), device="cpu")
+    monkeypatch.setattr(lm.driver, "generate", lambda *_: pytest.fail("answered"))
+    settings = [{"num_beams": 1, "max_new_tokens": 2}, {"num_beams": 2, "max_new_tokens": 2}]
+    requests = [
+        Instance("generate_until", {}, ("what ?", settings[count - 1], {"visual": list(images)[:count]}), count)
+        for count in (1, 2)
+    ]
+    with pytest.raises(ValueError, match="'what \\?' has 2: leave out tasks with such prompts"):
+        lm.generate_until(requests)
+
+
 def test_a_blip_2_processor_that_shows_no_pictures_is_refused(peer):
     model, processor = peer("blip_2_opt")
     processor.num_query_tokens = None
