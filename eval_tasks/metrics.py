@@ -111,7 +111,7 @@ def choice_accuracy(doc: Document, results: Sequence[Sequence[float]]) -> Scores
     """Whether the likeliest choice is the right one; None where the label is not known (-1)."""
     if doc["label"] < 0:
         return {"accuracy": None}
-    return {"accuracy": float(_likeliest(results[0]) == doc["label"])}
+    return {"accuracy": float(likeliest(results[0]) == doc["label"])}
 
 
 def true_false_accuracy(doc: Document, results: Sequence[Sequence[float]]) -> Scores:
@@ -124,8 +124,8 @@ def true_false_accuracy(doc: Document, results: Sequence[Sequence[float]]) -> Sc
     scores = _checked(results[0], TRUE_FALSE)
     if doc["label"] < 0:
         return {"accuracy": None}
-    likeliest = _likeliest(scores)
-    return {"accuracy": float(likeliest is not None and (likeliest < 2) == bool(doc["label"]))}
+    first = likeliest(scores)
+    return {"accuracy": float(first is not None and (first < 2) == bool(doc["label"]))}
 
 
 def hateful_memes_scores(doc: Document, results: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def hateful_memes_scores(doc: Document, results: Sequence[Sequence[float]]) -> d
     yes, true, no, false = _checked(results[0], TRUE_FALSE)
     if doc["label"] < 0:
         return {"accuracy": None, "auroc": None}
-    if _likeliest(results[0]) is None:
+    if likeliest(results[0]) is None:
         return {"accuracy": 0.0, "auroc": (int(doc["label"]), math.nan)}
     score = float(np.logaddexp(yes, true) - np.logaddexp(no, false))
     return {"accuracy": float((score >= 0) == bool(doc["label"])), "auroc": (int(doc["label"]), score)}
@@ -157,9 +157,9 @@ def yes_no_counts(doc: Document, results: Sequence[Sequence[float]]) -> dict[str
     Returns:
         `accuracy`; `precision`, `recall` and `f1`: (said yes, is yes); `yes_share`: 1.0 where yes was said.
     """
-    likeliest = _likeliest(_checked(results[0], YES_NO))
+    first = likeliest(_checked(results[0], YES_NO))
     is_yes = doc["label"] == 1
-    said_yes = likeliest == 0 if likeliest is not None else not is_yes
+    said_yes = first == 0 if first is not None else not is_yes
     pair = (int(said_yes), int(is_yes))
     counts = {"precision": pair, "recall": pair, "f1": pair}
     return {"accuracy": float(said_yes == is_yes), **counts, "yes_share": float(said_yes)}
@@ -180,7 +180,7 @@ def dialog_ranks(doc: Document, results: Sequence[Sequence[float]]) -> Scores:
         results: the log-likelihoods of the options.
     """
     scores = np.asarray(results[0], dtype=np.float64)
-    usable = _likeliest(results[0]) is not None
+    usable = likeliest(results[0]) is not None
     values: Scores = dict.fromkeys(DIALOG_SCORES)
     if doc["label"] >= 0:
         own = scores[doc["label"]]
@@ -225,7 +225,7 @@ def _checked(scores: Sequence[float], candidates: Sequence[str]) -> Sequence[flo
     return scores
 
 
-def _likeliest(scores: Sequence[float]) -> int | None:
+def likeliest(scores: Sequence[float]) -> int | None:
     """Index of the highest, of several the first; None where the scores rank nothing."""
     values = np.asarray(scores, dtype=np.float64)
     if np.isnan(values).any() or not np.isfinite(values).any() or values.max() == np.inf:

@@ -16,6 +16,7 @@ from lm_eval.api.task import ConfigurableTask
 from instructblip.datasets_builders.table import TABLE
 from instructblip.eval_tasks.answers import normalise_answer
 from instructblip.eval_tasks.lm_eval_model import CandidateList
+from instructblip.eval_tasks.metrics import likeliest
 
 LOGGED = 5  # likeliest candidates that samples name
 
@@ -26,7 +27,8 @@ class RankCandidatesTask(ConfigurableTask):
     With `doc_to_choice` a document brings its candidates, and `process_results` gets their log-likelihoods, in that
     order, as `results[0]`. Without it the candidates are the answers of the training split, or with `num_candidates: N`
     the N most frequent of them, and `results[0]` is the likeliest, as a generated answer would be; a tie goes to the
-    candidate that comes first. Samples log the likeliest five with their log-likelihoods under `resps`.
+    candidate that comes first, and scores that rank nothing (NaN) give "", with a warning. Samples log the likeliest
+    five with their log-likelihoods under `resps`.
 
     `output_type` must be `multiple_choice`, which is what lm-eval takes it for while it checks the configuration.
 
@@ -87,7 +89,10 @@ class RankCandidatesTask(ConfigurableTask):
             scores, candidates = np.asarray(instance.resps[0]), instance.args[1]
             best = np.argsort(-scores, kind="stable")[:LOGGED].tolist()
             instance.resps = [[(candidates[number], float(scores[number])) for number in best]]
-            instance.filtered_resps["none"] = scores.tolist() if self.candidates is None else candidates[best[0]]
+            if self.candidates is None:
+                instance.filtered_resps["none"] = scores.tolist()
+            else:
+                instance.filtered_resps["none"] = "" if likeliest(scores) is None else candidates[best[0]]
 
     def process_results(self, doc: dict[str, Any], results: list[Any]) -> dict[str, Any]:
         predict_only = not callable(self.config.process_results)  # lm-eval has taken the function away

@@ -106,6 +106,12 @@ def test_metrics_of_training_answers_get_the_likeliest_and_the_first_of_equals(d
     assert request.filtered_resps["none"] == "blue"
 
 
+@pytest.mark.filterwarnings("ignore:log-likelihoods that are NaN")
+@pytest.mark.parametrize("scores", [[-1, -2, float("nan"), -3, -4], [float("-inf")] * 5])
+def test_scores_that_rank_nothing_pick_no_training_answer(data_root, scores):
+    assert answered(made(data_root), scores).filtered_resps["none"] == ""
+
+
 def test_metrics_of_own_candidates_get_every_score_in_their_order(data_root):
     request = answered(made(data_root, doc_to_choice=["yes", "no", "red"]), [-2.5, -0.5, -1])
     assert request.filtered_resps["none"] == [-2.5, -0.5, -1.0]
