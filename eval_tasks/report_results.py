@@ -215,6 +215,7 @@ def read_samples(run: TaskRun) -> Samples | None:
         return None
     first_filter = next(iter(run.filter_of.values()), ("", "none"))[1]
     samples = Samples(path, {name: [] for name in run.filter_of}, [], [])
+    numbers: list[int] = []
     place = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -227,6 +228,7 @@ def read_samples(run: TaskRun) -> Samples | None:
                 if used == first_filter:
                     samples.names.append(document_name(logged))
                     samples.places.append(place)
+                    numbers.append(int(logged["doc_id"]))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {number}: not a sample of lm-eval ({error})") from None
             place += len(line)
@@ -235,6 +237,10 @@ def read_samples(run: TaskRun) -> Samples | None:
             f"{path} holds {len(samples.names)} documents and {run.file.name} counts {run.documents}: they are not of "
             "one run; take the samples away or run again"
         )
+    # Several processes write theirs one after the other, and draws of documents go by order.
+    for column in (*samples.values.values(), samples.names, samples.places):
+        if len(column) == len(numbers):
+            column[:] = [value for _, value in sorted(zip(numbers, column, strict=True), key=lambda pair: pair[0])]
     return samples
 
 

@@ -113,6 +113,16 @@ def test_samples_hold_the_values_of_every_metric_and_are_read_again_by_line(logg
     assert sum(value is not None for value in dialog.values["ndcg"]) == 2
 
 
+def test_samples_of_several_processes_are_in_the_order_of_one(copied):
+    run = next(model for model in read_models([copied]) if model.name == "org/first").runs["instructblip_gqa"]
+    ordered = read_samples(run)
+    lines = run.samples_file.read_text().splitlines(keepends=True)
+    run.samples_file.write_text("".join([*lines[::2], *lines[1::2]]))  # as two processes leave them
+    samples = read_samples(run)
+    assert (samples.values, samples.names) == (ordered.values, ordered.names)
+    assert [samples.line(place)["doc_id"] for place in range(4)] == [0, 1, 2, 3]
+
+
 def test_samples_that_are_missing_broken_or_of_another_run(copied):
     model = next(model for model in read_models([copied]) if model.name == "org/first")
     run = model.runs["instructblip_gqa"]
