@@ -28,7 +28,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
-LINKED = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", *(f"{folder}/README.md" for folder in ("benchmarks",))]
+LINKED = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "examples/miniature/README.md"]
 BLOCK = re.compile(r"^(?:<!-- (needs|file|fails)(?:: (\S+))? -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_OURS = ("git", "make", "pip")  # commands that the pages may show and nothing here runs
 
