@@ -288,17 +288,7 @@ def render_page(dataset: Any, found: Mapping[str, TextStatistics], count: int, s
     tables = "\n".join(
         _statistics_section(name, about, opened=number < OPENED) for number, (name, about) in enumerate(found.items())
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{SECURITY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_escaped(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <h1>{_escaped(title)}</h1>
 <p>{_escaped(summary)}</p>
 </header>
@@ -307,7 +297,29 @@ def render_page(dataset: Any, found: Mapping[str, TextStatistics], count: int, s
 </section>
 <main>
 {cards}
-</main>
+</main>"""
+    return html_page(title, body)
+
+
+def html_page(title: str, body: str, style: str = "") -> str:
+    """A page in our style that stands alone: no script and nothing to fetch.
+
+    Args:
+        title: plain text.
+        body: HTML.
+        style: CSS after the common one.
+    """
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{SECURITY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_escaped(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+{body}
 </body>
 </html>
 """

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from PIL import Image
@@ -27,15 +26,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from instructblip.datasets_builders.preview import SECURITY, STYLE, thumbnail
+from instructblip.datasets_builders.preview import html_page, thumbnail
 from instructblip.eval_tasks.driver import Driver, Prompt
+from instructblip.eval_tasks.whole_files import write_whole
 from instructblip.processing.image_loading import open_image
 
 OWN_STYLE = """
-article .pictures { max-width: 44rem; }
+.shown { max-width: 44rem; margin-top: 1.2rem; }
 .question { margin: 1.6rem 0 0.7rem; font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere; }
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
 .answers article { margin: 0; padding: 0.9rem 1.1rem; }
+.answers article > .note { padding: 0; }
 .answers p { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; }
 """
 
@@ -192,11 +193,8 @@ def _plain(text: str) -> Text:
 
 
 def _write(file: Path | None, conversations: Sequence[Conversation], images: Sequence[Image.Image]) -> None:
-    if file is None:
-        return
-    unfinished = file.with_name(f"{file.name}-{uuid4().hex[:8]}.unfinished")
-    unfinished.write_text(render_page(conversations, images), encoding="utf-8")
-    unfinished.replace(file)
+    if file is not None:
+        write_whole(file, render_page(conversations, images))
 
 
 def render_page(conversations: Sequence[Conversation], images: Sequence[Image.Image]) -> str:
@@ -205,7 +203,8 @@ def render_page(conversations: Sequence[Conversation], images: Sequence[Image.Im
         f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(thumbnail(image, "picture")).decode("ascii")}">'
         for image in images
     ]
-    pictures = f'<article><div class="pictures{" several" * (len(tags) > 1)}">{"".join(tags)}</div></article>'
+    kind = "pictures several" if len(tags) > 1 else "pictures"
+    pictures = f'<article class="shown"><div class="{kind}">{"".join(tags)}</div></article>'
     turns = []
     for turn, (question, _) in enumerate(conversations[0].turns):
         answers = "".join(
@@ -216,19 +215,6 @@ def render_page(conversations: Sequence[Conversation], images: Sequence[Image.Im
         turns.append(
             f'<p class="question" dir="auto">{html.escape(question)}</p>\n<div class="answers">{answers}</div>'
         )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{SECURITY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Asked about a picture</title>
-<style>{STYLE}{OWN_STYLE}</style>
-</head>
-<body>
-<header><h1>Asked about a picture</h1></header>
-{pictures if tags else ""}
-{chr(10).join(turns)}
-</body>
-</html>
-"""
+    title = "Asked about a picture"
+    header = f"<header><h1>{title}</h1></header>"
+    return html_page(title, "\n".join([header, *([pictures] if tags else []), *turns]), OWN_STYLE)

@@ -14,7 +14,6 @@ import datetime
 import json
 import os
 import re
-import uuid
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +27,7 @@ from instructblip.eval_tasks.report_page import PlotRow, plot_kind, render_page
 from instructblip.eval_tasks.report_results import Model, TaskRun, read_models
 from instructblip.eval_tasks.report_samples import shown_documents
 from instructblip.eval_tasks.report_tables import Measured, Published
+from instructblip.eval_tasks.whole_files import write_whole
 
 Models = list[tuple[Model, dict[str, Measured]]]
 
@@ -135,7 +135,7 @@ def write_report(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        _write_whole(folder / name, text)
+        write_whole(folder / name, text)
     return [folder / name for name in texts]
 
 
@@ -171,15 +171,6 @@ def _model_indexes(models: Models) -> dict[str, str]:
 
 def _slug(text: str) -> str:
     return re.sub(r"\W+", "-", text)[:80].strip("-")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # ---- Markdown and JSON

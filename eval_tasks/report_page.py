@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from instructblip.datasets_builders.preview import SECURITY, STYLE, shortened, thumbnail
+from instructblip.datasets_builders.preview import html_page, shortened, thumbnail
 from instructblip.eval_tasks.report_samples import Answer, Shown
 from instructblip.eval_tasks.report_tables import DASH, Cell, Column, Table
 
@@ -116,20 +116,7 @@ def render_page(
         parts.append("<h2>Samples</h2>")
         parts += [_samples(task, shown, number) for number, (task, shown) in enumerate(samples.items()) if shown]
     parts.append(f"<h2>Made with</h2>{_definitions(versions)}")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{SECURITY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}{OWN_STYLE}</style>
-</head>
-<body>
-{"".join(parts)}
-</body>
-</html>
-"""
+    return html_page(title, "".join(parts), OWN_STYLE)
 
 
 def _section(table: Table) -> str:

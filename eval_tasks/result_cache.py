@@ -27,6 +27,7 @@ from PIL import Image
 
 from instructblip.eval_tasks.driver import Prompt
 from instructblip.eval_tasks.images import ROW_PREFIX, undecoded_picture
+from instructblip.eval_tasks.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class ResultCache:
         self.folder = Path(folder).expanduser().absolute() / digest
         self.folder.mkdir(parents=True, exist_ok=True)
         described = json.dumps({"loaded_from": loaded_from, **identity}, indent=2) + "\n"
-        _write_whole(self.folder / "identity.json", described)
+        write_whole(self.folder / "identity.json", described)
         self._files: dict[bytes, Path] = {}  # which file holds the answer of a key
         self._pictures: dict[str, str | None] = {}  # many questions ask about one picture
         self._own: tuple[Path, sqlite3.Connection] | None = None
@@ -202,9 +203,3 @@ def _new_file(folder: Path) -> tuple[Path, sqlite3.Connection]:
         database.execute(TABLE)
     unfinished.replace(file)
     return file, _open(file)
-
-
-def _write_whole(file: Path, text: str) -> None:
-    unfinished = file.with_name(f"{file.name}-{uuid4().hex[:8]}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
