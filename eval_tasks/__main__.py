@@ -17,14 +17,26 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from instructblip.eval_tasks import TASK_FOLDER
+
+if TYPE_CHECKING:
+    from lm_eval._cli import HarnessCLI
 
 OUR_COMMANDS = {
     "report": "results of one or many models as a table, a page and JSON",
     "ask": "ask one or many models about a picture, turn by turn",
 }
+QUICK_START = """
+quick start:
+  instructblip-eval --model_args pretrained=Salesforce/instructblip-flan-t5-xl --tasks instructblip_vqa_rad \\
+      --metadata data_root=FOLDER --batch_size 16 --output_path results --log_samples
+  instructblip-eval report results --output report
+  instructblip-eval ask --models Salesforce/instructblip-flan-t5-xl --image photo.jpg "What is this?"
+
+Without a command it is `run`, whose options `instructblip-eval run --help` lists.
+"""
 USE_ERROR = 2  # exit status, as argparse has it
 
 
@@ -70,8 +82,7 @@ def run_lm_eval(argv: Sequence[str]) -> None:
     sys.argv = ["instructblip-eval", *argv]  # lm-eval reads it, and adds `run`
     try:
         command_line = HarnessCLI()
-        for name, purpose in OUR_COMMANDS.items():
-            command_line._subparsers.add_parser(name, help=purpose)  # for --help; they have been dealt with
+        _describe(command_line)
         command_line.execute(with_our_tasks(command_line.parse_args()))
     except (ValueError, OSError) as error:
         if not _is_meant_for_users(error):
@@ -105,6 +116,15 @@ def with_our_tasks(arguments: Namespace) -> Namespace:
             "task at least"
         )
     return arguments
+
+
+def _describe(command_line: HarnessCLI) -> None:
+    """Make --help speak of this program and its commands, which have been dealt with."""
+    for name, purpose in OUR_COMMANDS.items():
+        command_line._subparsers.add_parser(name, help=purpose)
+    command_line._parser.prog = "instructblip-eval"
+    command_line._parser.description = "lm-eval's command line with InstructBLIP's tasks and two more commands"
+    command_line._parser.epilog = QUICK_START
 
 
 def _refuse(sentence: str) -> NoReturn:

@@ -31,6 +31,7 @@ from instructblip.eval_tasks.driver import Driver, Prompt
 from instructblip.eval_tasks.whole_files import write_whole
 from instructblip.processing.image_loading import open_image
 
+NOTHING = "(nothing)"  # shown for an empty answer
 OWN_STYLE = """
 .shown { max-width: 44rem; margin-top: 1.2rem; }
 .question { margin: 1.6rem 0 0.7rem; font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -183,7 +184,7 @@ def side_by_side(conversations: Sequence[Conversation], turn: int) -> Table:
     table = Table(title=_plain(conversations[0].turns[turn][0]), title_justify="left", expand=True)
     for conversation in conversations:
         table.add_column(_plain(conversation.label), ratio=1, overflow="fold")
-    table.add_row(*(_plain(conversation.turns[turn][1]) for conversation in conversations))
+    table.add_row(*(_plain(conversation.turns[turn][1] or NOTHING) for conversation in conversations))
     return table
 
 
@@ -209,7 +210,7 @@ def render_page(conversations: Sequence[Conversation], images: Sequence[Image.Im
     for turn, (question, _) in enumerate(conversations[0].turns):
         answers = "".join(
             f'<article><p class="note">{html.escape(conversation.model)}</p>'
-            f'<p dir="auto">{html.escape(conversation.turns[turn][1]) or "(nothing)"}</p></article>'
+            f'<p dir="auto">{html.escape(conversation.turns[turn][1] or NOTHING)}</p></article>'
             for conversation in conversations
         )
         turns.append(

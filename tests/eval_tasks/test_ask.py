@@ -133,10 +133,11 @@ def test_another_model_is_asked_through_its_chat_template(
     assert second.endswith(f"USER: {QUESTIONS[1]} ASSISTANT:")
 
 
-def test_the_page_stands_alone_and_shows_texts_as_they_are(releases, photo, said, tmp_path):
+def test_the_page_stands_alone_and_shows_texts_as_they_are(releases, photo, said, tmp_path, capsys):
     said += ["<b>[red]cat[/red]</b>", "", "a dog", "blue"]
     page = tmp_path / "page.html"
     ask.main([*QUICK, "--models", *releases, "--image", photo, "--html", str(page), "is a < b ?", "no ?"])
+    assert "(nothing)" in capsys.readouterr().out  # for an empty answer, as on the page
     written = page.read_text()
     assert "&lt;b&gt;[red]cat[/red]&lt;/b&gt;" in written
     assert "is a &lt; b ?" in written

@@ -42,6 +42,9 @@ def test_help_names_lm_evals_commands_and_ours(capsys):
     assert exit.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"\n    {name} " in shown for name in ("run", "ls", "report", "ask"))
+    assert "usage: instructblip-eval " in shown
+    assert "instructblip-eval report results --output report\n" in shown
+    assert "lm-eval run" not in shown
     for name in ("report", "ask"):
         with pytest.raises(SystemExit):
             main([name, "--help"])
