@@ -183,23 +183,22 @@ class InstructBLIPEvalModel(LM):
         for number, request in enumerate(requests):
             by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
         all_prompts = self._prompts(requests)
-        progress = self._progress(len(requests), "generating")
-        for settings, numbers in by_settings.items():
-            kwargs, until = self._generation_settings(json.loads(settings))
-            prompts = [all_prompts[number] for number in numbers]
-            asked = None if kwargs["do_sample"] else [settings] * len(numbers)  # a sampled answer is never kept
-            keys, finished = self._kept([requests[number] for number in numbers], prompts, asked)
-            for place, answer in finished.items():
-                answers[numbers[place]] = answer
-            progress.update(len(finished))
-            with closing(self._prepared(prompts, finished)) as prepared:
-                for batch, inputs, _ in prepared:
-                    texts = [cut_before(text, until).strip() for text in self.driver.generate(inputs, kwargs)]
-                    self._keep([keys[place] for place in batch], texts)
-                    for place, text in zip(batch, texts, strict=True):
-                        answers[numbers[place]] = text
-                    progress.update(len(batch))
-        progress.close()
+        with self._progress(len(requests), "generating") as progress:
+            for settings, numbers in by_settings.items():
+                kwargs, until = self._generation_settings(json.loads(settings))
+                prompts = [all_prompts[number] for number in numbers]
+                asked = None if kwargs["do_sample"] else [settings] * len(numbers)  # a sampled answer is never kept
+                keys, finished = self._kept([requests[number] for number in numbers], prompts, asked)
+                for place, answer in finished.items():
+                    answers[numbers[place]] = answer
+                progress.update(len(finished))
+                with closing(self._prepared(prompts, finished)) as prepared:
+                    for batch, inputs, _ in prepared:
+                        texts = [cut_before(text, until).strip() for text in self.driver.generate(inputs, kwargs)]
+                        self._keep([keys[place] for place in batch], texts)
+                        for place, text in zip(batch, texts, strict=True):
+                            answers[numbers[place]] = text
+                        progress.update(len(batch))
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -386,19 +385,18 @@ class InstructBLIPEvalModel(LM):
         self, requests: Sequence[Instance], prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]]
     ) -> Generator[tuple[int, np.ndarray]]:
         """Score candidates in batches of prompts; yields the number of a prompt and its candidates' log-likelihoods."""
-        progress = self._progress(len(prompts), "ranking")
         asked = [repr(row) if isinstance(row, CandidateList) else json.dumps(list(row)) for row in candidates]
         keys, finished = self._kept(requests, prompts, asked)
-        yield from finished.items()
-        progress.update(len(finished))
-        with closing(self._prepared(prompts, finished, candidates)) as prepared:
-            for batch, inputs, ids in prepared:
-                padded = self.driver.score(inputs, ids, self.add_end_token, self.length_normalize)
-                scores = [row[: len(candidates[number])] for number, row in zip(batch, padded, strict=True)]
-                self._keep([keys[number] for number in batch], scores)
-                yield from zip(batch, scores, strict=True)
-                progress.update(len(batch))
-        progress.close()
+        with self._progress(len(prompts), "ranking") as progress:
+            yield from finished.items()
+            progress.update(len(finished))
+            with closing(self._prepared(prompts, finished, candidates)) as prepared:
+                for batch, inputs, ids in prepared:
+                    padded = self.driver.score(inputs, ids, self.add_end_token, self.length_normalize)
+                    scores = [row[: len(candidates[number])] for number, row in zip(batch, padded, strict=True)]
+                    self._keep([keys[number] for number in batch], scores)
+                    yield from zip(batch, scores, strict=True)
+                    progress.update(len(batch))
 
     def _generation_settings(self, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """Split a request's settings into arguments of `generate` and stop strings."""

@@ -324,3 +324,15 @@ def test_an_official_checkpoint_becomes_our_model(tiny_lm, tmp_path, paths):
     loaded = InstructBLIPEvalModel(str(tmp_path), device="cpu")
     assert type(loaded.model) is InstructBLIPForConditionalGeneration
     assert type(loaded.processor) is InstructBLIPProcessor
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"), [("generate_until", {"max_new_tokens": 2}), ("rank_candidates", CandidateList(["yes", "no"]))]
+)
+def test_what_goes_wrong_is_told_on_a_line_after_the_progress(stub_lm, monkeypatch, capsys, kind, asked):
+    lm = stub_lm()
+    monkeypatch.setattr(lm.driver, "inputs", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as raised:
+        getattr(lm, kind)([Instance(kind, {}, ("what ?", asked, {"visual": None}), 0)])
+    assert capsys.readouterr().err.endswith("\n")
+    assert raised.tb  # which holds the progress, that would otherwise have ended its line when it went away
