@@ -95,7 +95,8 @@ class InstructBLIPEvalModel(LM):
         result_cache: folder where finished answers are kept, batch by batch; a run that was killed goes on from there.
 
     Raises:
-        ValueError: `batch_size` is not a positive number, or `result_cache` with a model in memory.
+        ValueError: `batch_size` is not a positive number, `dtype` is unknown, the model cannot be loaded, or
+            `result_cache` with a model in memory.
         TypeError: a model was passed without its processor.
     """
 
@@ -438,6 +439,8 @@ def _driver_of(
     trust_remote_code: bool,
     max_length: int | None,
 ) -> Driver:
+    if dtype != "auto" and not isinstance(getattr(torch, str(dtype).removeprefix("torch."), None), torch.dtype):
+        raise ValueError(f"dtype {dtype!r}: expected auto, float32, bfloat16 or float16")
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if isinstance(pretrained, str):
         config, _ = PreTrainedConfig.get_config_dict(pretrained, revision=revision)

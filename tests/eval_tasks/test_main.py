@@ -84,6 +84,10 @@ def unknown_task():
         (lambda: load_rows("gqa"), "instructblip-eval: where is gqa? Pass `--metadata data_root=FOLDER`"),
         (lambda: load_rows("gqa", data_root="/no/where"), "instructblip-eval: gqa: data_root /no/where is neither"),
         (lambda: InstructBLIPEvalModel("/no/model"), "instructblip-eval: /no/model cannot be loaded: "),
+        (
+            lambda: InstructBLIPEvalModel("/no/model", dtype="float99"),
+            "instructblip-eval: /no/model cannot be loaded: dtype 'float99': expected auto, float32, ",
+        ),
         (lambda: InstructBLIPEvalModel.create_from_arg_obj({}), "instructblip-eval: no model: pass --model_args pretr"),
         (
             lambda: InstructBLIPEvalModel.create_from_arg_obj({"pretrained": "x", "pretrainde": "y"}),
