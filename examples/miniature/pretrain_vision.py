@@ -7,24 +7,15 @@ away. A run that was interrupted goes on from its last checkpoint when the comma
 probes on the frozen features of the encoder and measures them on pictures that it has not seen.
 """
 
-import argparse
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from drawing import SIZE, draw
+from pretraining import options, pretrain, report
 from torch import nn
 from torch.nn.functional import cross_entropy
-from transformers import (
-    SiglipImageProcessorPil,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel, set_seed
 from world import COLORS, GROUNDS, PATTERNS, PLACES, SHAPES, SIZES, WRITTEN, Scene, new_scene
 
 PATCH, WIDTH = 16, 160
@@ -162,55 +153,16 @@ def fit_probes(encoder: SiglipVisionModel, count: int = 8000) -> Reader:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--check", action="store_true", help="only probe the encoder that is there")
-    args = parser.parse_args()
+    args = options(__doc__.splitlines()[0], steps=2000, batch_size=64).parse_args()
     set_seed(args.seed)
     reader = Reader(new_encoder())
     if not args.check:
-        arguments = TrainingArguments(
-            str(args.output / "run"),
-            max_steps=args.steps,
-            per_device_train_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=300,
-            adam_beta2=0.98,
-            weight_decay=0.05,
-            max_grad_norm=1.0,
-            logging_steps=50,
-            save_steps=250,
-            save_total_limit=1,
-            train_sampling_strategy="sequential",
-            bf16=True,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=False,
-            dataloader_num_workers=1,
-            remove_unused_columns=False,
-            report_to="none",
-            seed=args.seed,
-        )
-        pictures = Pictures(args.steps * args.batch_size, args.seed)
-        trainer = Trainer(reader, arguments, data_collator=collate, train_dataset=pictures)
-        trainer.train(
-            resume_from_checkpoint=get_last_checkpoint(arguments.output_dir) if args.output.exists() else None
-        )
+        pretrain(reader, args, Pictures(args.steps * args.batch_size, args.seed), collate)
         reader.encoder.save_pretrained(args.output / "model")
         image_processor().save_pretrained(args.output / "model")
         report("heads", accuracy(reader.eval(), 1000))
     encoder = SiglipVisionModel.from_pretrained(args.output / "model").eval()
     report("linear probes", accuracy(fit_probes(encoder), 1000))
-
-
-def report(what: str, shares: dict[str, float]) -> None:
-    print(what)
-    for name, share in shares.items():
-        print(f"  {name:26} {share:6.1%}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The wordings are the package's own: its instruction templates, and the paper's p
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import skills
 from skills import Exchange
@@ -23,7 +24,14 @@ PROMPTS = {
     task: sorted({Template(spec.prompt) for spec in TABLE.values() if spec.task == task}, key=lambda each: each.text)
     for task in TEMPLATES
 }
-Pair = tuple[str, str]  # instruction, response
+
+
+class Pair(NamedTuple):
+    """What a model is told and what it should say."""
+
+    instruction: str
+    response: str
+    form: str = ""  # the function that made it
 
 
 def word_instruction(exchange: Exchange, task: str, rng: random.Random, **extra) -> Pair:
@@ -39,7 +47,7 @@ def word_instruction(exchange: Exchange, task: str, rng: random.Random, **extra)
     )
     templates = list(TEMPLATES[task]) + 3 * PROMPTS[task]
     item = InstructionFormat.of("texts", task=task, templates=templates).item(sample, "")
-    return item["instruction"], item["response"]
+    return Pair(item["instruction"], item["response"])
 
 
 def captions(scene: Scene, rng: random.Random) -> Pair:
@@ -53,6 +61,7 @@ def about(skill: skills.Skill, task: str) -> Callable[[Scene, random.Random], Pa
         exchange = skill(scene, rng)
         return exchange and word_instruction(exchange, task, rng)
 
+    pair.__name__ = skill.__name__
     return pair
 
 
@@ -128,15 +137,16 @@ def lesson(rng: random.Random, most_things: int = 5, pairs: int = 12) -> tuple[s
         while len(said) < pairs // 2:
             exchange = skills.happening(clip, rng)
             if exchange:
-                said.append(word_instruction(exchange, "vqa", rng))
+                said.append(word_instruction(exchange, "vqa", rng)._replace(form="happening"))
         return describe_clip(clip), said
     options, ways = KINDS[kind]
     scene = new_scene(rng, **({"most": most_things} | options | {"most": min(most_things, options.get("most", 5))}))
     functions, weights = zip(*ways, strict=True)
     while len(said) < pairs:
-        pair = rng.choices(functions, weights)[0](scene, rng)
+        function = rng.choices(functions, weights)[0]
+        pair = function(scene, rng)
         if pair:
-            said.append(pair)
+            said.append(pair._replace(form=function.__name__))
     return describe(scene), said
 
 
@@ -155,7 +165,7 @@ def all_texts(lessons: int = 3000) -> Iterator[str]:
     for _ in range(lessons):
         scene, pairs = lesson(rng)
         yield scene
-        for instruction, response in pairs:
+        for instruction, response, _ in pairs:
             yield f"{instruction} {response}"
     for templates in (*TEMPLATES.values(), *PROMPTS.values(), PLAIN_TEMPLATES.values()):
         for template in templates:

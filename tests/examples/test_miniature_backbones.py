@@ -32,7 +32,7 @@ def test_every_word_of_a_lesson_has_a_number(tokenizers):
     rng = random.Random(5)
     for _ in range(300):
         scene, pairs = texts.lesson(rng)
-        for text in (scene, *(f"{instruction} {response}" for instruction, response in pairs)):
+        for text in (scene, *(f"{instruction} {response}" for instruction, response, _ in pairs)):
             for tokenizer in tokenizers.values():
                 assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
 
@@ -47,7 +47,7 @@ def test_lessons_are_the_same_for_the_same_seed_and_grow():
 def test_a_decoder_learns_instructions_and_responses_but_not_the_scene(tokenizers):
     collator = pretrain_language.Collator("decoder_only", tokenizers["decoder_only"])
     scene = "left : small red plain star ; ground : sea"
-    batch = collator([(scene, [("what is red?", "star"), ("what is in the background?", "sea")])])
+    batch = collator([(scene, [texts.Pair("what is red?", "star"), texts.Pair("what is in the background?", "sea")])])
     learned = tokenizers["decoder_only"].decode(batch["labels"][0][batch["labels"][0] >= 0])
     assert learned.replace(" ", "") == "whatisred?star</s>whatisinthebackground?sea</s>"
     assert (batch["input_ids"][0][batch["labels"][0] >= 0] == batch["labels"][0][batch["labels"][0] >= 0]).all()
@@ -55,13 +55,13 @@ def test_a_decoder_learns_instructions_and_responses_but_not_the_scene(tokenizer
 
 def test_an_encoder_decoder_answers_several_instructions_in_order(tokenizers):
     collator = pretrain_language.Collator("encoder_decoder", tokenizers["encoder_decoder"])
-    batch = collator([("ground : sea", [("what is red?", "star"), ("where is it?", "left")])])
+    batch = collator([("ground : sea", [texts.Pair("what is red?", "star"), texts.Pair("where is it?", "left")])])
     decoded = tokenizers["encoder_decoder"].decode(batch["labels"][0])
     assert decoded.replace(" ", "") == "star</s>left</s>"
 
 
 def test_long_lessons_are_cut_between_instructions(tokenizers):
-    scene, pair = " ; ".join(["left : small red plain star"] * 5), ("what is in the background?", "sea")
+    scene, pair = " ; ".join(["left : small red plain star"] * 5), texts.Pair("what is in the background?", "sea")
     for kind in KINDS:
         batch = pretrain_language.Collator(kind, tokenizers[kind])([(scene, [pair] * 60)])
         assert batch["input_ids"].shape[1] <= pretrain_language.MOST_TOKENS
