@@ -37,6 +37,7 @@ class ResumableTrainer(Trainer):
     - A loss or gradient that is not finite ends the run with the ids of the batch's samples, before anything is saved.
     - SIGTERM and Ctrl-C finish the step, save a checkpoint and end the process.
     - A checkpoint that cannot be written, as the disk is full, is warned about and the training goes on.
+    - On a CPU with several threads, two runs give the same numbers; on a GPU `full_determinism` is for that.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -82,7 +83,7 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._resumed_from = self._checked(resume_from_checkpoint) if resume_from_checkpoint else None
         self._stopping = 0
-        with self._interruption.caught():
+        with self._interruption.caught(), _sums_in_order(self.args.device.type == "cpu"):
             output = super().train(self._resumed_from, trial, ignore_keys_for_eval)
         if self._stopping:
             self._end_process()
@@ -361,6 +362,23 @@ class ResumableTrainer(Trainer):
         if base.num_workers and not isinstance(base.worker_init_fn, ShieldedWorker):
             base.worker_init_fn = ShieldedWorker(base.worker_init_fn)
         return loader
+
+
+@contextmanager
+def _sums_in_order(wanted: bool) -> Iterator[None]:
+    """Deterministic algorithms: threads of a CPU else add the gradients of indexed rows in whatever order they come."""
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=before[1] or not before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = False  # finds bugs, and costs a write of every new tensor
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filling
 
 
 class _TellEpoch(TrainerCallback):

@@ -129,6 +129,22 @@ def test_a_resumed_run_gives_the_losses_of_an_unbroken_one_bit_for_bit(train, ki
     assert resumed.values == unbroken.values[5:]
 
 
+def test_threads_of_a_cpu_add_in_one_order_while_training_and_as_before_afterwards(train):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+
+    trainer = train("t5", max_steps=2)
+    trainer.add_callback(Look())
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    trainer.train()
+    assert seen == [True, True]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory is filling
+
+
 def test_a_checkpoint_holds_the_bridge_and_the_optimizer_only(train):
     trainer = train("llama", max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
