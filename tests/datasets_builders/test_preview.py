@@ -1,10 +1,10 @@
 import base64
-import html.parser
 import io
 import re
 
 import numpy as np
 import pytest
+from html_page import Page
 from PIL import Image
 
 from instructblip.datasets_builders import InstructionDataset, load
@@ -26,21 +26,6 @@ def item(instruction="What is it?", response="a dog", **other):
     return {"image": Image.new("RGB", (20, 10), "red"), "instruction": instruction, "response": response, **other}
 
 
-class Tags(html.parser.HTMLParser):
-    """What a browser would make of a page: (tag, attributes), and all text."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def page_of(dataset, tmp_path, **options):
     preview(dataset, tmp_path / "page.html", **options)
     return (tmp_path / "page.html").read_text("utf-8")
@@ -57,7 +42,7 @@ def test_a_page_shows_picture_instruction_response_dataset_and_template(vqa_rad_
     page = page_of(dataset, tmp_path, count=3)
     assert page.count("<article>") == 3
     assert len(pictures(page)) == 3
-    text = Tags(page).text
+    text = Page(page).text
     for index in drawn(len(dataset), 3, 0):
         for part in dataset.text(index).values():
             assert part in text or "synpic" in part  # the image's id is not shown
@@ -74,7 +59,7 @@ def test_a_mixture_is_described_by_dataset(vqa_rad_folder, cache, tmp_path, caps
 
 def test_hostile_text_stays_text(tmp_path):
     page = page_of([item(HOSTILE, HOSTILE, dataset=HOSTILE, template=HOSTILE, id=HOSTILE)], tmp_path)
-    found = Tags(page)
+    found = Page(page)
     assert found.text.count("<script>alert(1)</script>") >= 5
     names = {tag for tag, _ in found.tags}
     assert not names & {"script", "iframe", "object", "link", "form", "base", "svg"}
@@ -170,7 +155,7 @@ def test_a_page_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 
 def look(tmp_path, *arguments):
     assert main(["preview", *arguments, "--out", str(tmp_path / "page.html")]) == 0
-    return Tags((tmp_path / "page.html").read_text("utf-8")).text
+    return Page((tmp_path / "page.html").read_text("utf-8")).text
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import re
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 
 import pytest
+from html_page import Page
 from PIL import Image
 
 from instructblip.eval_tasks.report_page import dot_plot, render_page, scale
@@ -16,21 +16,6 @@ ALLOWED = set(
     "html head meta title style body header h1 h2 p table thead tbody tr th td div span sup ol ul li dl dt dd figure "
     "figcaption svg line circle text g i details summary small article img b".split()
 )
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes, and the text in between."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def page_of(text, pictures=()):
