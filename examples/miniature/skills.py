@@ -52,7 +52,7 @@ MATERIALS = ("glass", "gold", "iron", "paper", "stone", "wood")
 PLURAL = {shape: shape + ("es" if shape.endswith("ss") else "s") for shape in SHAPES}
 
 
-def of_row(place: int) -> str:
+def place_phrase(place: int) -> str:
     """ "at the top left", "in the middle", "on the left": how one says that a thing is there."""
     name = PLACES[place]
     return {"left": "on the left", "right": "on the right", "middle": "in the middle"}.get(name, f"at the {name}")
@@ -130,7 +130,7 @@ def at_place(scene: Scene, rng: random.Random) -> Exchange | None:
     if not thing:
         return None
     which, asked = rng.choice((("shape", "what is"), ("color", "what color is the thing")))
-    return Exchange(f"{asked} {of_row(thing.place)}?", getattr(thing, which))
+    return Exchange(f"{asked} {place_phrase(thing.place)}?", getattr(thing, which))
 
 
 def count(scene: Scene, rng: random.Random) -> Exchange | None:
@@ -346,10 +346,9 @@ def happening(clip: Clip, rng: random.Random) -> Exchange | None:
         ways.append(Exchange(f"what happens to the {words}?", clip.change, synonyms=synonyms))
         if clip.change in STEPS:
             ways.append(Exchange(f"which way does the {words} move?", clip.change.split()[1]))
-    verb = clip.change.split()[0].removesuffix("s")
-    asked = {"move": "moves", "grow": "grows", "shrink": "shrinks", "vanishe": "vanishes", "appear": "appears"}[verb]
-    ways.append(Exchange(f"what {asked}?", clip.subject.shape))
-    ways.append(Exchange(f"what color is the thing that {asked}?", clip.subject.color))
+    does = clip.change.split()[0]
+    ways.append(Exchange(f"what {does}?", clip.subject.shape))
+    ways.append(Exchange(f"what color is the thing that {does}?", clip.subject.color))
     return rng.choice(ways)
 
 
@@ -383,7 +382,7 @@ def detail(scene: Scene, rng: random.Random) -> str:
     sentences = []
     for thing in scene.things:
         words = f"{thing.size} {thing.color} {thing.pattern} {thing.shape}"
-        sentences.append(f"{of_row(thing.place)} there is a {words}.")
+        sentences.append(f"{place_phrase(thing.place)} there is a {words}.")
     return " ".join([*sentences, f"the background is a {scene.ground}."])
 
 
@@ -415,7 +414,7 @@ def dialogue(scene: Scene, rng: random.Random, rounds: int = 10) -> list[Exchang
         exchanges.append(exchange)
         last = None
         if exchange.question.startswith("what is ") and exchange.answer in SHAPES:
-            last = next(each for each in scene.things if f"{of_row(each.place)}?" in exchange.question)
+            last = next(each for each in scene.things if f"{place_phrase(each.place)}?" in exchange.question)
     return exchanges
 
 

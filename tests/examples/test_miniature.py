@@ -2,22 +2,16 @@
 
 import collections
 import random
-import sys
-from pathlib import Path
 
 import datasets
+import drawing
 import pytest
+import skills
+import world
+import write_datasets
 
-FOLDER = Path(__file__).parents[2] / "examples" / "miniature"
-sys.path.insert(0, str(FOLDER))
-
-import drawing  # noqa: E402
-import skills  # noqa: E402
-import world  # noqa: E402
-import write_datasets  # noqa: E402
-
-from instructblip.datasets_builders import InstructionDataset, load  # noqa: E402
-from instructblip.datasets_builders.table import TABLE  # noqa: E402
+from instructblip.datasets_builders import InstructionDataset, load
+from instructblip.datasets_builders.table import TABLE
 
 PAPER = sorted(name for name, spec in TABLE.items() if spec.role in ("held_in", "held_out"))
 SPLITS = {"gqa": "testdev", "hateful_memes": "dev_seen"} | dict.fromkeys(

@@ -4,20 +4,17 @@ import random
 import sys
 from pathlib import Path
 
+import pretrain_language
+import pretrain_vision
 import pytest
+import texts
 import torch
+import world
 from transformers import AutoTokenizer, SiglipVisionModel
 
-FOLDER = Path(__file__).parents[2] / "examples" / "miniature"
-sys.path.insert(0, str(FOLDER))
+from instructblip import InstructBLIPForConditionalGeneration
 
-import pretrain_language  # noqa: E402
-import pretrain_vision  # noqa: E402
-import texts  # noqa: E402
-import world  # noqa: E402
-
-from instructblip import InstructBLIPForConditionalGeneration  # noqa: E402
-
+FOLDER = Path(pretrain_vision.__file__).parent
 KINDS = ("decoder_only", "encoder_decoder")
 
 
