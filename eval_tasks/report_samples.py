@@ -187,10 +187,6 @@ def _pictures(run: TaskRun, names: Sequence[str], data: Mapping[str, Any]) -> tu
             if name in place_of:
                 references = documents[place_of[name]]["images"][:MOST_PICTURES]
                 found[name] = [read_image(reference) for reference in references]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-    ) as error:  # the numbers do not need the pictures; the page says what is wrong
+    except (OSError, ValueError, KeyError) as error:  # the numbers need no pictures; the page says what is wrong
         return {}, f"no pictures of {dataset}: {' '.join(str(error).split())}"
     return found, ""
