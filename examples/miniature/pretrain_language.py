@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretraining import options, pretrain, report
+from pretraining import MuonAndAdamW, options, pretrain, report
 from texts import Pair, lesson, make_tokenizers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -28,7 +28,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from world import COLORS, SHAPES
 
-WIDTH, INNER, HEADS = 192, 512, 6
+WIDTH, INNER, HEADS = 192, 512, 4
 MOST_TOKENS = 192  # of a row: attention over longer ones takes most of the time
 IGNORED = -100
 
@@ -178,7 +178,7 @@ def named_things(caption: str) -> list[str]:
 
 
 def main() -> None:
-    parser = options(__doc__.splitlines()[0], steps=12000, batch_size=32)
+    parser = options(__doc__.splitlines()[0], steps=6000, batch_size=32, learning_rate=2e-3)
     parser.add_argument("kind", choices=("decoder_only", "encoder_decoder"))
     args = parser.parse_args()
     set_seed(args.seed)
@@ -186,7 +186,10 @@ def main() -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(args.output / "tokenizers" / args.kind)
     if not args.check:
         model = new_model(args.kind, tokenizer)
-        pretrain(model, args, Lessons(args.steps * args.batch_size, args.seed), Collator(args.kind, tokenizer))
+        model.set_attn_implementation("eager")  # on a CPU two thirds of the time of torch's fused attention
+        lessons = Lessons(args.steps * args.batch_size, args.seed)
+        optimizer = MuonAndAdamW(model, args.learning_rate, weight_decay=0.05)
+        pretrain(model, args, lessons, Collator(args.kind, tokenizer), optimizer)
         model.save_pretrained(args.output / "model")
         tokenizer.save_pretrained(args.output / "model")
     folder = args.output / "model"

@@ -6,34 +6,64 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import AdamW, Muon, Optimizer
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 
-def options(description: str, steps: int, batch_size: int) -> argparse.ArgumentParser:
+def options(description: str, steps: int, batch_size: int, learning_rate: float = 1e-3) -> argparse.ArgumentParser:
     """The options of a script.
 
     Args:
-        steps, batch_size: their defaults.
+        steps, batch_size, learning_rate: their defaults.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output", type=Path, required=True, help="folder; a run that it holds goes on")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch_size", type=int, default=batch_size)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--learning_rate", type=float, default=learning_rate)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check", action="store_true", help="only measure the model that is there")
     return parser
 
 
+class MuonAndAdamW(Optimizer):
+    """Muon for the matrices between layers, AdamW for embeddings and vectors: fewer steps than AdamW for all.
+
+    Args:
+        learning_rate: of both; Muon's updates are scaled to the size of AdamW's.
+    """
+
+    def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float):
+        embeddings = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
+        matrices = [each for each in model.parameters() if each.ndim == 2 and id(each) not in embeddings]
+        chosen = {id(each) for each in matrices}
+        others = [each for each in model.parameters() if id(each) not in chosen]
+        self.parts: list[Optimizer] = [
+            Muon(matrices, learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            AdamW(others, learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        super().__init__([part.param_groups[0] for part in self.parts], {})
+
+    def step(self, closure: Any = None) -> None:  # a checkpoint that was loaded has put new groups and a new state here
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
+            part.step()
+
+
 def pretrain(
-    model: torch.nn.Module, args: argparse.Namespace, dataset: Dataset, collate: Callable[[list[Any]], dict]
+    model: torch.nn.Module,
+    args: argparse.Namespace,
+    dataset: Dataset,
+    collate: Callable[[list[Any]], dict],
+    optimizer: Optimizer | None = None,
 ) -> None:
     """Train the model in place, on the dataset's rows in their order.
 
     Args:
         args: of `options`.
+        optimizer: None is AdamW.
     """
     arguments = TrainingArguments(
         str(args.output / "run"),
@@ -57,7 +87,9 @@ def pretrain(
         report_to="none",
         seed=args.seed,
     )
-    trainer = Trainer(model, arguments, data_collator=collate, train_dataset=dataset)
+    trainer = Trainer(
+        model, arguments, data_collator=collate, train_dataset=dataset, optimizers=(optimizer, None)
+    )
     begun = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).exists() else None
     trainer.train(resume_from_checkpoint=begun)
 

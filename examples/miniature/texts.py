@@ -131,14 +131,15 @@ def lesson(rng: random.Random, most_things: int = 5, pairs: int = 12) -> tuple[s
         pairs: how many instructions.
     """
     kind = rng.choices(("plain", "sign", "book", "meme", "film"), (6, 1, 1, 1, 1))[0]
+    order = rng if rng.random() < 0.5 else None
     said: list[Pair] = []
     if kind == "film":
         clip = new_clip(rng)
-        while len(said) < pairs // 2:
+        while len(said) < (pairs + 1) // 2:
             exchange = skills.happening(clip, rng)
             if exchange:
                 said.append(word_instruction(exchange, "vqa", rng)._replace(form="happening"))
-        return describe_clip(clip), said
+        return describe_clip(clip, order), said
     options, ways = KINDS[kind]
     scene = new_scene(rng, **({"most": most_things} | options | {"most": min(most_things, options.get("most", 5))}))
     functions, weights = zip(*ways, strict=True)
@@ -147,7 +148,7 @@ def lesson(rng: random.Random, most_things: int = 5, pairs: int = 12) -> tuple[s
         pair = function(scene, rng)
         if pair:
             said.append(pair._replace(form=function.__name__))
-    return describe(scene), said
+    return describe(scene, order), said
 
 
 def vocabulary() -> list[str]:

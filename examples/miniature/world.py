@@ -142,9 +142,19 @@ def in_order(things: Iterable[Thing]) -> tuple[Thing, ...]:
     return tuple(sorted(things, key=lambda thing: thing.place))
 
 
-def describe(scene: Scene) -> str:
-    """The whole truth about a scene in one line: what the language models learn to answer from."""
-    parts = [f"{PLACES[each.place]} : {each.size} {each.color} {each.pattern} {each.shape}" for each in scene.things]
+def describe(scene: Scene, rng: random.Random | None = None) -> str:
+    """The whole truth about a scene in one line: what the language models learn to answer from.
+
+    Args:
+        rng: puts the words of each thing in another order. What is learned from that goes by the words and not by
+            where they stand, which a bridge would have to get right.
+    """
+    parts = []
+    for each in scene.things:
+        words = [each.size, each.color, each.pattern, each.shape]
+        if rng is not None:
+            rng.shuffle(words)
+        parts.append(f"{PLACES[each.place]} : {' '.join(words)}")
     if scene.top_word:
         parts.append(f"written above : {scene.top_word}")
     if scene.bottom_word:
@@ -152,6 +162,6 @@ def describe(scene: Scene) -> str:
     return " ; ".join([*parts, f"ground : {scene.ground}"])
 
 
-def describe_clip(clip: Clip) -> str:
+def describe_clip(clip: Clip, rng: random.Random | None = None) -> str:
     """The frames of a film, one after the other."""
-    return " | ".join(describe(frame) for frame in clip.frames)
+    return " | ".join(describe(frame, rng) for frame in clip.frames)
