@@ -53,6 +53,7 @@ class Recipe:
     vision_model: str | None = option(None, "Without `model`: the vision tower, by Hub id or folder.")
     language_model: str | None = option(None, "Without `model`, in stage 2: the language model.")
     bert: str = option("google-bert/bert-base-uncased", "Without `model`: what the Q-Former starts as.")
+    num_query_tokens: int = option(32, "In stage 1: query tokens, and so positions of the language model, per image.")
     qformer_text_input: bool = option(True, "False: the Q-Former does not read the instruction (ablation).")
     quantize: Literal["8bit", "4bit"] | None = option(None, "Hold the frozen language model in fewer bits.")
     dtype: str = option("auto", "Precision to load in; bfloat16 takes half of float32.")
@@ -134,6 +135,7 @@ def build(recipe: Recipe) -> tuple[Any, InstructBLIPProcessor, Any]:
         if recipe.stage1 is not None:
             start_from_stage1(model, recipe.stage1, text_branch_only=True)
     elif recipe.stage == 1:
+        options["num_query_tokens"] = recipe.num_query_tokens
         model = model_class.from_backbones(recipe.vision_model, recipe.bert, **options)
         processor = new_processor(recipe, recipe.bert, model.config)
     elif recipe.stage == 2:

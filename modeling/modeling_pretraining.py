@@ -146,6 +146,7 @@ class InstructBLIPForPreTraining(VisionTowerMixin, BackbonesMixin, InstructBLIPP
         vision_revision: str | None = None,
         bert_revision: str | None = None,
         config: InstructBLIPConfig | None = None,
+        num_query_tokens: int = 32,
         **kwargs: Any,
     ) -> InstructBLIPForPreTraining:
         """A model with a pretrained, frozen vision tower and a Q-Former that starts as a BERT.
@@ -156,6 +157,7 @@ class InstructBLIPForPreTraining(VisionTowerMixin, BackbonesMixin, InstructBLIPP
                 random.
             vision_revision, bert_revision: branch, tag or commit.
             config: default: the tower's, BERT's sizes and one word more, [DEC].
+            num_query_tokens: query tokens per image, where no `config` says how many.
             kwargs: for the tower's `from_pretrained`: `dtype`, `attn_implementation`, `token`, `cache_dir`, ...
         """
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
@@ -165,7 +167,12 @@ class InstructBLIPForPreTraining(VisionTowerMixin, BackbonesMixin, InstructBLIPP
         if config is None:
             vision, where = describe_vision(vision_id, vision_revision, **hub)
             qformer = {} if bert is None else bert_sizes(bert.config)
-            config = InstructBLIPConfig(vision_config=vision, qformer_config=qformer, backbones={"vision": where})
+            config = InstructBLIPConfig(
+                vision_config=vision,
+                qformer_config=qformer,
+                num_query_tokens=num_query_tokens,
+                backbones={"vision": where},
+            )
         model = cls._assemble(config, None, **kwargs)
         if bert is not None:
             copy_bert(model, bert)

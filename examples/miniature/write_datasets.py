@@ -12,6 +12,7 @@ dialogue (Visual Dialog) and captions of shapes that no training caption names (
 
 import argparse
 import csv
+import dataclasses
 import json
 import random
 import shutil
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import skills
-from drawing import draw
+from drawing import SIZE, draw
 from PIL import Image, ImageFilter
 from skills import Exchange
 from tqdm import tqdm
@@ -37,20 +38,25 @@ class Folder:
 
     Args:
         scale: how many pictures, relative to what is written below; the tests take few.
+        blank: all pictures are the same gray, for a model that is to see nothing.
     """
 
-    def __init__(self, path: Path, name: str, seed: int, scale: float):
-        self.path, self.scale = path, scale
+    def __init__(self, path: Path, name: str, seed: int, scale: float, blank: bool):
+        self.path, self.scale, self.blank = path, scale, blank
         self.rng = random.Random(f"{seed}/{name}")
         path.mkdir(parents=True)
 
     def scaled(self, count: int) -> int:
         return max(4, round(self.scale * count))
 
+    def draw(self, scene: Scene, seed: int | None = None) -> Image.Image:
+        seed = self.rng.getrandbits(32) if seed is None else seed
+        return Image.new("RGB", (SIZE, SIZE), "gray") if self.blank else draw(scene, seed)
+
     def picture(self, name: str, scene: Scene, change: Callable[[Image.Image], Image.Image] | None = None) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = draw(scene, self.rng.getrandbits(32))
+        image = self.draw(scene)
         (change(image) if change else image).save(path, quality=95)
 
     def clip(self, name: str, clip: Clip) -> None:
@@ -58,7 +64,7 @@ class Folder:
         for number, frame in enumerate(clip.frames):
             path = self.path / name / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            draw(frame, seed).save(path, quality=95)
+            self.draw(frame, seed).save(path, quality=95)
 
     def json(self, name: str, content: Any) -> None:
         self.text(name, json.dumps(content))
@@ -124,11 +130,13 @@ def capfilt(folder: Folder) -> None:
     """As img2dataset writes them; captions were filtered, not checked: some leave things out."""
     with tarfile.open(folder.path / "00000.tar", "w") as tar:
         for number in range(folder.scaled(4000)):
-            scene = captioned(folder.rng)
-            told = Scene(scene.things[: max(1, len(scene.things) - folder.rng.randint(0, 1))], scene.ground)
+            words = SIGNS if folder.rng.random() < 0.2 else ()
+            scene = new_scene(folder.rng, CAPTIONED, bottom_words=words)
+            things = scene.things[: max(1, len(scene.things) - folder.rng.randint(0, 1))]
+            told = dataclasses.replace(scene, things=things)
             picture = BytesIO()
-            draw(scene, folder.rng.getrandbits(32)).save(picture, "JPEG", quality=95)
-            caption = skills.caption(told, folder.rng, 0.2)
+            folder.draw(scene).save(picture, "JPEG", quality=95)
+            caption = (skills.reading_caption if words else skills.caption)(told, folder.rng)
             about = json.dumps({"caption": caption, "url": f"http://example.com/{number}.jpg", "status": "success"})
             for ending, content in (
                 ("jpg", picture.getvalue()), ("json", about.encode()), ("txt", caption.encode()),
@@ -460,27 +468,35 @@ HELD_OUT = (nocaps, flickr30k, gqa, vsr, iconqa, textvqa, visdial, hateful_memes
             ivqa)  # fmt: skip
 
 
-def write_datasets(root: Path, seed: int = 0, scale: float = 1.0) -> None:
+def write_datasets(
+    root: Path, names: Iterable[str] | None = None, seed: int = 0, scale: float = 1.0, blank: bool = False
+) -> None:
     """Write all datasets below `root`, one folder each; those that are there stay as they are.
 
     Args:
+        names: None: all of them.
         scale: how many pictures, relative to the usual number.
+        blank: draw nothing into the pictures; questions and answers stay as they are.
     """
-    for write in tqdm([*HELD_IN, *HELD_OUT], desc="drawing the datasets", unit="dataset"):
+    chosen = [write for write in (*HELD_IN, *HELD_OUT) if names is None or write.__name__ in names]
+    for write in tqdm(chosen, desc="drawing the datasets", unit="dataset"):
         path, unfinished = root / write.__name__, root / f"{write.__name__}.unfinished"
         if path.exists():
             continue
         shutil.rmtree(unfinished, ignore_errors=True)
-        write(Folder(unfinished, write.__name__, seed, scale))
+        write(Folder(unfinished, write.__name__, seed, scale, blank))
         unfinished.rename(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path)
+    parser.add_argument("names", nargs="*", help="datasets; none: all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="how many pictures, relative to the usual number")
+    parser.add_argument("--blank", action="store_true", help="gray pictures, for a model that is to see nothing")
     args = parser.parse_args()
-    write_datasets(args.root, args.seed)
+    write_datasets(args.root, args.names or None, args.seed, args.scale, args.blank)
 
 
 if __name__ == "__main__":

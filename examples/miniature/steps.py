@@ -1,0 +1,89 @@
+"""The steps of the demo and of the experiments: commands of the package, which one could type as well.
+
+A step leaves a folder. Where that is there already, the step is not run again.
+"""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from write_datasets import write_datasets
+
+from instructblip.eval_tasks.report import measure_models
+from instructblip.eval_tasks.report_tables import Column, read_published
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+HELD_OUT: tuple[Column, ...] = read_published().columns  # the paper's 13 benchmarks in its order, with task and metric
+Scores = dict[str, float]  # benchmark -> score x 100
+
+
+def run(program: Sequence[str | Path], options: Mapping[str, object]) -> None:
+    """Run a Python program, and show the command that does it.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    words = [str(word) for word in program]
+    for name, value in options.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    print("\npython", shlex.join(words), flush=True)
+    subprocess.run([sys.executable, *words], check=True, cwd=REPOSITORY)  # recipes and releases name folders from there
+
+
+def draw(folder: Path, seed: int = 0, scale: float = 1.0, blank: bool = False) -> Path:
+    """The 26 datasets; `blank`: with nothing in their pictures."""
+    write_datasets(folder, seed=seed, scale=scale, blank=blank)
+    return folder
+
+
+def train(recipe: str, data: Path, output: Path, **options: object) -> Path:
+    """Run `examples/train.py` with a recipe of `recipes/`.
+
+    Args:
+        data, output: absolute, as all paths here.
+        options: in place of the recipe's values.
+
+    Returns:
+        folder of the release.
+    """
+    release = output / "release"
+    if not release.exists():
+        shutil.rmtree(output, ignore_errors=True)  # of a run that was interrupted
+        script, recipe_file = HERE.parent / "train.py", HERE / "recipes" / f"{recipe}.yaml"
+        run([script, "--config", recipe_file], {"data_root": data, "output_dir": output, **options})
+    return release
+
+
+def evaluate(model: Path, data: Path, output: Path, tasks: str = "instructblip_heldout") -> Path:
+    """Run `instructblip-eval` on a release.
+
+    Returns:
+        folder of the results.
+    """
+    if not output.exists():
+        unfinished = output.with_name(f"{output.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        options = {"model_args": f"pretrained={model}", "tasks": tasks, "metadata": f"data_root={data}"}
+        more = {"batch_size": 64, "output_path": unfinished, "log_samples": True}
+        run(["-m", "instructblip.eval_tasks"], {**options, **more})
+        unfinished.rename(output)
+    return output
+
+
+def held_out_scores(results: Path) -> Scores:
+    """The scores of the paper's main table from a folder of results, by its columns."""
+    ((_, measured),) = measure_models([results])
+    scores: Scores = {}
+    for column in HELD_OUT:
+        value = measured[column.task].scores[column.metric].value
+        assert value is not None
+        scores[column.name] = 100 * value
+    return scores
+
+
+def mean(scores: Scores) -> float:
+    return sum(scores.values()) / len(scores)
