@@ -3,17 +3,21 @@
 A step leaves a folder. Where that is there already, the step is not run again.
 """
 
+import collections
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from write_datasets import write_datasets
 
+from instructblip.eval_tasks.cider import cider
 from instructblip.eval_tasks.report import measure_models
-from instructblip.eval_tasks.report_tables import Column, read_published
+from instructblip.eval_tasks.report_tables import Column, Measured, read_published
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -86,4 +90,42 @@ def held_out_scores(results: Path) -> Scores:
 
 
 def mean(scores: Scores) -> float:
-    return sum(scores.values()) / len(scores)
+    return statistics.mean(scores.values())
+
+
+def chance(results: Path) -> Scores:
+    """What one reaches who neither sees nor learns: guesses among the choices, or always gives the same answer.
+
+    The same answer is the one that scores most in the test; of captions it is the first of the test's.
+
+    Args:
+        results: of any model; only the documents that it was asked are read.
+    """
+    ((_, measured),) = measure_models([results])
+    return {column.name: 100 * guess(column.metric, documents(measured[column.task])) for column in HELD_OUT}
+
+
+def documents(measured: Measured) -> list[dict[str, Any]]:
+    """What was asked in a task, with its answers."""
+    samples = measured.samples
+    assert samples is not None  # `evaluate` logs them
+    return [samples.line(place)["doc"] for place in range(len(samples.names))]
+
+
+def guess(metric: str, asked: list[dict[str, Any]]) -> float:
+    """The score of `chance` in one benchmark, from 0 to 1 (CIDEr: to 10)."""
+    if metric == "cider":
+        same = asked[0]["answers"][0]
+        return cider([{"id": each["id"], "caption": same, "references": each["answers"]} for each in asked])
+    if metric == "auroc":
+        return 0.5
+    if metric == "mrr":  # of a random order
+        ranks = [sum(1 / rank for rank in range(1, len(each["choices"]) + 1)) for each in asked]
+        return statistics.mean(rank / len(each["choices"]) for rank, each in zip(ranks, asked, strict=True))
+    if asked[0]["choices"]:
+        return statistics.mean(1 / len(each["choices"]) for each in asked)
+    if asked[0]["label"] >= 0:  # true or false
+        share = statistics.mean(each["label"] for each in asked)
+        return max(share, 1 - share)
+    counts = collections.Counter(answer for each in asked for answer in set(each["answers"]))
+    return counts.most_common(1)[0][1] / len(asked)
