@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 import torch
-from pretraining import MuonAndAdamW, options, pretrain, report
+from pretraining import MuonAndAdamW, keep, options, pretrain, report
 from texts import lesson, make_tokenizers
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling, set_seed
 
@@ -67,9 +67,8 @@ def main() -> None:
         sentences = Sentences(args.steps * args.batch_size, args.seed, tokenizer)
         optimizer = MuonAndAdamW(model, args.learning_rate, weight_decay=0.05)
         pretrain(model, args, sentences, DataCollatorForLanguageModeling(tokenizer), optimizer)
-        model.save_pretrained(args.output / "model")
-        tokenizer.save_pretrained(args.output / "model")
-    model = BertForMaskedLM.from_pretrained(args.output / "model").eval()
+        keep(model, tokenizer, args.output / "model")
+    model = BertForMaskedLM.from_pretrained(args.output / "model", dtype=torch.float32).eval()
     report("right words in place of masks", {"masked words": accuracy(model, tokenizer)})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretraining import MuonAndAdamW, options, pretrain, report
+from pretraining import MuonAndAdamW, keep, options, pretrain, report
 from texts import Pair, lesson, make_tokenizers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -190,13 +190,12 @@ def main() -> None:
         lessons = Lessons(args.steps * args.batch_size, args.seed)
         optimizer = MuonAndAdamW(model, args.learning_rate, weight_decay=0.05)
         pretrain(model, args, lessons, Collator(args.kind, tokenizer), optimizer)
-        model.save_pretrained(args.output / "model")
-        tokenizer.save_pretrained(args.output / "model")
+        keep(model, tokenizer, args.output / "model")
     folder = args.output / "model"
     if not folder.exists():
         folder = Path(get_last_checkpoint(str(args.output / "run")))
     model_class = LlamaForCausalLM if args.kind == "decoder_only" else T5ForConditionalGeneration
-    model = model_class.from_pretrained(folder).eval()
+    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     report("right answers to unseen lessons", accuracy(model, tokenizer, args.kind, 400))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from drawing import SIZE, draw
-from pretraining import options, pretrain, report
+from pretraining import keep, options, pretrain, report
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel, set_seed
@@ -158,10 +158,9 @@ def main() -> None:
     reader = Reader(new_encoder())
     if not args.check:
         pretrain(reader, args, Pictures(args.steps * args.batch_size, args.seed), collate)
-        reader.encoder.save_pretrained(args.output / "model")
-        image_processor().save_pretrained(args.output / "model")
         report("heads", accuracy(reader.eval(), 1000))
-    encoder = SiglipVisionModel.from_pretrained(args.output / "model").eval()
+        keep(reader.encoder, image_processor(), args.output / "model")
+    encoder = SiglipVisionModel.from_pretrained(args.output / "model", dtype=torch.float32).eval()
     report("linear probes", accuracy(fit_probes(encoder), 1000))
 
 

@@ -4,12 +4,14 @@ A step leaves a folder. Where that is there already, the step is not run again.
 """
 
 import collections
+import os
 import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,13 @@ HELD_OUT: tuple[Column, ...] = read_published().columns  # the paper's 13 benchm
 Scores = dict[str, float]  # benchmark -> score x 100
 
 
-def run(program: Sequence[str | Path], options: Mapping[str, object]) -> None:
-    """Run a Python program, and show the command that does it.
+def run(program: Sequence[str | Path], options: Mapping[str, object], log: Path | None = None) -> None:
+    """Run a Python program with one thread, and show the command that does it.
+
+    Models of this size gain little from a second thread: a second core is better used by another step beside.
+
+    Args:
+        log: file for what it says; None: it says it here.
 
     Raises:
         subprocess.CalledProcessError: it failed.
@@ -34,8 +41,13 @@ def run(program: Sequence[str | Path], options: Mapping[str, object]) -> None:
     words = [str(word) for word in program]
     for name, value in options.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    print("\npython", shlex.join(words), flush=True)
-    subprocess.run([sys.executable, *words], check=True, cwd=REPOSITORY)  # recipes and releases name folders from there
+    where = f"   > {log}" if log else ""
+    print(f"\npython {shlex.join(words)}{where}", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("w", encoding="utf-8") if log else nullcontext() as out:
+        command = [sys.executable, *words]
+        # recipes and releases name folders from the repository's root
+        subprocess.run(command, check=True, cwd=REPOSITORY, env=environment, stdout=out, stderr=out)
 
 
 def draw(folder: Path, seed: int = 0, scale: float = 1.0, blank: bool = False) -> Path:
@@ -44,11 +56,12 @@ def draw(folder: Path, seed: int = 0, scale: float = 1.0, blank: bool = False) -
     return folder
 
 
-def train(recipe: str, data: Path, output: Path, **options: object) -> Path:
+def train(recipe: str, data: Path, output: Path, log: Path | None = None, **options: object) -> Path:
     """Run `examples/train.py` with a recipe of `recipes/`.
 
     Args:
         data, output: absolute, as all paths here.
+        log: as in `run`.
         options: in place of the recipe's values.
 
     Returns:
@@ -58,11 +71,13 @@ def train(recipe: str, data: Path, output: Path, **options: object) -> Path:
     if not release.exists():
         shutil.rmtree(output, ignore_errors=True)  # of a run that was interrupted
         script, recipe_file = HERE.parent / "train.py", HERE / "recipes" / f"{recipe}.yaml"
-        run([script, "--config", recipe_file], {"data_root": data, "output_dir": output, **options})
+        run([script, "--config", recipe_file], {"data_root": data, "output_dir": output, **options}, log)
     return release
 
 
-def evaluate(model: Path, data: Path, output: Path, tasks: str = "instructblip_heldout") -> Path:
+def evaluate(
+    model: Path, data: Path, output: Path, tasks: str = "instructblip_heldout", log: Path | None = None
+) -> Path:
     """Run `instructblip-eval` on a release.
 
     Returns:
@@ -73,7 +88,7 @@ def evaluate(model: Path, data: Path, output: Path, tasks: str = "instructblip_h
         shutil.rmtree(unfinished, ignore_errors=True)
         options = {"model_args": f"pretrained={model}", "tasks": tasks, "metadata": f"data_root={data}"}
         more = {"batch_size": 64, "output_path": unfinished, "log_samples": True}
-        run(["-m", "instructblip.eval_tasks"], {**options, **more})
+        run(["-m", "instructblip.eval_tasks"], {**options, **more}, log)
         unfinished.rename(output)
     return output
 
