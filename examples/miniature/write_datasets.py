@@ -310,35 +310,42 @@ def vsr(folder: Folder) -> None:
     folder.lines("splits/zeroshot/test.jsonl", records)
 
 
-def problems_with_choices(folder: Folder, skill: skills.Skill, where: str, **fields: str) -> dict[str, Any]:
+def problems_with_choices(
+    folder: Folder, skill: skills.Skill, where: str, sizes: dict[str, int], **fields: str
+) -> dict[str, Any]:
+    """Problems by id, with a picture each; `sizes`: split -> how many, the first with the first ids."""
     problems: dict[str, Any] = {}
-    while len(problems) < folder.scaled(TEST):
-        scene = new_scene(folder.rng, fewest=2)
-        exchange = skill(scene, folder.rng)
-        if exchange is None:
-            continue
-        number = str(len(problems))
-        folder.picture(where.format(number), scene)
-        problems[number] = {
-            "question": exchange.question, "choices": list(exchange.choices), "hint": exchange.context,
-            "answer": exchange.choices.index(exchange.answer), "split": "test", "grade": "grade1", **fields,
-        }  # fmt: skip
+    for split, size in sizes.items():
+        most = len(problems) + folder.scaled(size)
+        while len(problems) < most:
+            scene = new_scene(folder.rng, fewest=2)
+            exchange = skill(scene, folder.rng)
+            if exchange is None:
+                continue
+            number = str(len(problems))
+            folder.picture(where.format(split=split, number=number), scene)
+            problems[number] = {
+                "question": exchange.question, "choices": list(exchange.choices), "hint": exchange.context,
+                "answer": exchange.choices.index(exchange.answer), "split": split, "grade": "grade1", **fields,
+            }  # fmt: skip
     return problems
 
 
 def iconqa(folder: Folder) -> None:
-    problems = problems_with_choices(
-        folder, skills.icons, "iconqa/test/choose_txt/{}/image.png", ques_type="choose_txt", label="S"
-    )
+    where, about = "iconqa/test/choose_txt/{number}/image.png", {"ques_type": "choose_txt", "label": "S"}
+    problems = problems_with_choices(folder, skills.icons, where, {"test": TEST}, **about)
     folder.json("problems.json", problems)
     folder.json("pid_splits.json", {"choose_txt_test": list(problems)})
 
 
 def scienceqa(folder: Folder) -> None:
+    """The one held-out dataset with pictures to train on: the paper's Table 3 fine-tunes on it."""
     about = {"subject": "natural science", "topic": "materials", "image": "image.png"}
-    problems = problems_with_choices(folder, skills.science, "images/test/{}/image.png", **about)
+    sizes = {"test": TEST, "train": 300, "val": 40}
+    problems = problems_with_choices(folder, skills.science, "images/{split}/{number}/image.png", sizes, **about)
     folder.json("problems.json", problems)
-    folder.json("pid_splits.json", {"train": [], "val": [], "test": list(problems)})
+    ids = {split: [number for number, each in problems.items() if each["split"] == split] for split in sizes}
+    folder.json("pid_splits.json", ids)
 
 
 def textvqa(folder: Folder) -> None:
