@@ -42,7 +42,7 @@ ul li { display: list-item; padding: 0.15rem 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.3rem 1rem; margin: 0; font-size: 0.84rem;
   max-width: 62rem; }
 dt { font-weight: 600; } dd { margin: 0; color: var(--soft); overflow-wrap: anywhere; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(25rem, 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(25rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; padding: 0.9rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
 figcaption { font-weight: 600; font-size: 0.9rem; margin-bottom: 0.35rem; }
 svg { display: block; width: 100%; height: auto; max-width: 27rem; }
@@ -104,28 +104,30 @@ def render_page(
         f"<header><h1>{escape(title)}</h1>{''.join(f'<p>{escape(line)}</p>' for line in summary)}</header>",
     ]
     if main is not None:
-        parts.append(_section(main))
+        parts.append(section(main))
     if plots:
         figures = "".join(_figure(column, rows) for column, rows in plots)
         parts.append(f'<h2>Beside the published scores</h2>{LEGEND}<div class="plots">{figures}</div>')
-    parts += map(_section, others)
+    parts += map(section, others)
     parts.append(f"<h2>How to read this</h2><ul>{''.join(f'<li>{escape(text)}</li>' for text in general)}</ul>")
     if about:
-        parts.append(f"<h2>What differs from the paper</h2>{_definitions(about)}")
+        parts.append(f"<h2>What differs from the paper</h2>{definitions(about)}")
     if any(samples.values()):
         parts.append("<h2>Samples</h2>")
-        parts += [_samples(task, shown, number) for number, (task, shown) in enumerate(samples.items()) if shown]
-    parts.append(f"<h2>Made with</h2>{_definitions(versions)}")
+        parts += [samples_section(task, shown, at) for at, (task, shown) in enumerate(samples.items()) if shown]
+    parts.append(f"<h2>Made with</h2>{definitions(versions)}")
     return html_page(title, "".join(parts), OWN_STYLE)
 
 
-def _section(table: Table) -> str:
+def section(table: Table) -> str:
+    """A table with its title and notes."""
     notes = "".join(f"<li>{escape(shortened(note))}</li>" for note in table.notes)
     listed = f'<ol class="notes">{notes}</ol>' if notes else ""
     return f"<h2>{escape(table.title)}</h2>{_table(table)}{listed}"
 
 
-def _definitions(pairs: Sequence[tuple[str, str]]) -> str:
+def definitions(pairs: Sequence[tuple[str, str]]) -> str:
+    """(name, words) as a list."""
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(words)}</dd>' for name, words in pairs)}</dl>"
 
 
@@ -219,7 +221,8 @@ def scale(low: float, high: float) -> list[float]:
 # ---- Samples
 
 
-def _samples(task: str, shown: Sequence[Shown], number: int) -> str:
+def samples_section(task: str, shown: Sequence[Shown], number: int) -> str:
+    """The cards of a task's documents; `number`: of the task on its page, where the first two are open."""
     cards = "".join(map(_card, shown))
     opened = " open" if number < 2 else ""
     trouble = next((document.trouble for document in shown if document.trouble), "")

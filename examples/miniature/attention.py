@@ -26,7 +26,8 @@ GAP = 4  # pixels between the maps of a sheet
 
 def load_with_attention(release: str | Path) -> tuple[InstructBLIPForConditionalGeneration, InstructBLIPProcessor]:
     """A release that can tell its attention: the faster implementations never hold the weights."""
-    model = InstructBLIPForConditionalGeneration.from_pretrained(release, attn_implementation="eager").eval()
+    options = {"attn_implementation": "eager", "dtype": torch.float32}
+    model = InstructBLIPForConditionalGeneration.from_pretrained(release, **options).eval()
     return model, InstructBLIPProcessor.from_pretrained(release)
 
 

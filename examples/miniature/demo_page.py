@@ -19,7 +19,7 @@ from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProce
 from instructblip.datasets_builders.preview import html_page
 from instructblip.eval_tasks.ask import NOTHING
 from instructblip.eval_tasks.report import measure_models
-from instructblip.eval_tasks.report_page import OWN_STYLE, PlotRow, _samples, dot_plot
+from instructblip.eval_tasks.report_page import OWN_STYLE, PlotRow, dot_plot, samples_section
 from instructblip.eval_tasks.report_samples import Shown, shown_documents
 from instructblip.eval_tasks.report_tables import DASH
 from instructblip.eval_tasks.whole_files import write_whole
@@ -225,7 +225,9 @@ def write_page(file: Path, contents: Contents) -> None:
         "<h2>Questions and answers</h2>",
         f'<p class="caption">Half of them are among those that {escape(judge)} does best on, half among those that it '
         "does worst on, by lot where more are as good. Where candidates are ranked, the likeliest are shown.</p>",
-        f'<div class="samples">{"".join(_samples(name, shown, 0) for name, shown in contents.samples.items())}</div>',
+        '<div class="samples">',
+        *(samples_section(name, shown, 0) for name, shown in contents.samples.items()),
+        "</div>",
         "<h2>What the queries look at</h2>",
         f'<p class="caption">{escape(contents.attention_words)}</p>',
         *map(_looked, contents.attention),

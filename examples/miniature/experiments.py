@@ -212,7 +212,7 @@ def made_with() -> dict[str, Any]:
         "commit": commit(),
         "cpu": (models or [platform.processor()])[0],
         "cores": os.cpu_count(),
-        "threads": 1,  # of each step, see `steps.run`: so a score does not depend on what runs beside it
+        "threads": steps.THREADS,  # so a score does not depend on what runs beside it
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "python": platform.python_version(),
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import steps
 
 from instructblip.eval_tasks.report_page import OWN_STYLE, PlotRow, dot_plot, html_page
-from instructblip.eval_tasks.report_page import _definitions as html_definitions
-from instructblip.eval_tasks.report_page import _section as html_section
+from instructblip.eval_tasks.report_page import definitions as html_definitions
+from instructblip.eval_tasks.report_page import section as html_section
 from instructblip.eval_tasks.report_tables import Cell, Column, Row, Table, as_markdown, escape_markdown, read_published
 from instructblip.eval_tasks.whole_files import write_whole
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from pretraining import MuonAndAdamW, keep, options, pretrain, report
 from texts import Pair, lesson, make_tokenizers
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
@@ -106,12 +105,11 @@ class Collator:
     def __call__(self, lessons: Sequence[tuple[str, list[Pair]]]) -> dict[str, torch.Tensor]:
         decoder_only = self.kind == "decoder_only"
         rows = [self.decoder_only(*each) if decoder_only else self.encoder_decoder(*each) for each in lessons]
-        inputs, labels = ([torch.tensor(row[part]) for row in rows] for part in (0, 1))
-        input_ids = pad_sequence(inputs, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        input_ids = padded([row[0] for row in rows], self.tokenizer.pad_token_id)
         return {
             "input_ids": input_ids,
             "attention_mask": (input_ids != self.tokenizer.pad_token_id).long(),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+            "labels": padded([row[1] for row in rows], IGNORED),
         }
 
     def decoder_only(self, scene: str, pairs: list[Pair]) -> tuple[list[int], list[int]]:
@@ -136,6 +134,13 @@ class Collator:
             ids += words
             labels += [*self.ids(response), eos]
         return ids, labels
+
+
+def padded(rows: list[list[int]], value: int) -> torch.Tensor:
+    """Rows of one length, a multiple of 16: a run with every length took more and more memory."""
+    longest = max(map(len, rows))
+    length = longest + -longest % 16
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
 @torch.inference_mode()

@@ -92,9 +92,13 @@ def pretrain(
     trainer.train(resume_from_checkpoint=begun)
 
 
-def keep(model: PreTrainedModel, reader: Any, folder: Path) -> None:
-    """Save a model in float16, which halves its size, and the tokenizer or image processor that makes its inputs."""
-    model.to(torch.float16).save_pretrained(folder)
+def keep(model: PreTrainedModel, reader: Any, folder: Path, **options: Any) -> None:
+    """Save a model in float16, which halves its size, and the tokenizer or processor that makes its inputs.
+
+    Args:
+        options: of its `save_pretrained`.
+    """
+    model.to(torch.float16).save_pretrained(folder, **options)
     reader.save_pretrained(folder)
 
 

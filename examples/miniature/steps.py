@@ -23,14 +23,16 @@ from instructblip.eval_tasks.report_tables import Column, Measured, read_publish
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
+BACKBONES = (HERE / "backbones").relative_to(REPOSITORY)  # as releases name them
+KINDS = ("decoder_only", "encoder_decoder")  # of language models
 HELD_OUT: tuple[Column, ...] = read_published().columns  # the paper's 13 benchmarks in its order, with task and metric
 Scores = dict[str, float]  # benchmark -> score x 100
+COMMANDS: list[str] = []  # that this process has run
+THREADS = 1  # of each command: models of this size gain little from a second, which another command can use
 
 
 def run(program: Sequence[str | Path], options: Mapping[str, object], log: Path | None = None) -> None:
-    """Run a Python program with one thread, and show the command that does it.
-
-    Models of this size gain little from a second thread: a second core is better used by another step beside.
+    """Run a Python program, and show the command that does it.
 
     Args:
         log: file for what it says; None: it says it here.
@@ -42,17 +44,20 @@ def run(program: Sequence[str | Path], options: Mapping[str, object], log: Path 
     for name, value in options.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     where = f"   > {log}" if log else ""
-    print(f"\npython {shlex.join(words)}{where}", flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    COMMANDS.append(f"python {shlex.join(words)}")
+    print(f"\n{COMMANDS[-1]}{where}", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
     with log.open("w", encoding="utf-8") if log else nullcontext() as out:
         command = [sys.executable, *words]
         # recipes and releases name folders from the repository's root
         subprocess.run(command, check=True, cwd=REPOSITORY, env=environment, stdout=out, stderr=out)
 
 
-def draw(folder: Path, seed: int = 0, scale: float = 1.0, blank: bool = False) -> Path:
-    """The 26 datasets; `blank`: with nothing in their pictures."""
-    write_datasets(folder, seed=seed, scale=scale, blank=blank)
+def draw(
+    folder: Path, names: Sequence[str] | None = None, seed: int = 0, scale: float = 1.0, blank: bool = False
+) -> Path:
+    """The 26 datasets, or some of them; `blank`: with nothing in their pictures."""
+    write_datasets(folder, names, seed=seed, scale=scale, blank=blank)
     return folder
 
 
@@ -86,7 +91,7 @@ def evaluate(
     if not output.exists():
         unfinished = output.with_name(f"{output.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        options = {"model_args": f"pretrained={model}", "tasks": tasks, "metadata": f"data_root={data}"}
+        options = {"model_args": f"pretrained={model},dtype=float32", "tasks": tasks, "metadata": f"data_root={data}"}
         more = {"batch_size": 64, "output_path": unfinished, "log_samples": True}
         run(["-m", "instructblip.eval_tasks"], {**options, **more}, log)
         unfinished.rename(output)

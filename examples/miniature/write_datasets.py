@@ -127,16 +127,16 @@ def coco_caption(folder: Folder) -> None:
 
 
 def capfilt(folder: Folder) -> None:
-    """As img2dataset writes them; captions were filtered, not checked: some leave things out."""
+    """As img2dataset writes them: short and long captions of all kinds of pictures, of which some leave a thing out."""
     with tarfile.open(folder.path / "00000.tar", "w") as tar:
         for number in range(folder.scaled(4000)):
-            words = SIGNS if folder.rng.random() < 0.2 else ()
-            scene = new_scene(folder.rng, CAPTIONED, bottom_words=words)
-            things = scene.things[: max(1, len(scene.things) - folder.rng.randint(0, 1))]
-            told = dataclasses.replace(scene, things=things)
+            kind = folder.rng.choices(("short", "long", "sign"), (2, 2, 1))[0]
+            scene = new_scene(folder.rng, CAPTIONED, bottom_words=SIGNS if kind == "sign" else ())
+            told = scene.things[: max(1, len(scene.things) - folder.rng.choice((0, 0, 0, 1)))]
+            write = {"short": skills.caption, "long": skills.detail, "sign": skills.reading_caption}[kind]
+            caption = write(dataclasses.replace(scene, things=told), folder.rng)
             picture = BytesIO()
             folder.draw(scene).save(picture, "JPEG", quality=95)
-            caption = (skills.reading_caption if words else skills.caption)(told, folder.rng)
             about = json.dumps({"caption": caption, "url": f"http://example.com/{number}.jpg", "status": "success"})
             for ending, content in (
                 ("jpg", picture.getvalue()), ("json", about.encode()), ("txt", caption.encode()),

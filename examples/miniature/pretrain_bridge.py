@@ -1,0 +1,35 @@
+"""Stages 1 and 2 in small, between the frozen backbones that are here:
+
+    python examples/miniature/pretrain_bridge.py decoder_only --output outputs/miniature/bridge
+
+Six times the usual number of captioned pictures are drawn, other ones than the demo's. What comes out is BLIP-2 in
+small, where instruction tuning starts.
+"""
+
+import argparse
+from pathlib import Path
+
+import steps
+import torch
+from pretraining import keep
+
+from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=steps.KINDS, help="of the language model")
+    parser.add_argument("--output", type=Path, required=True, help="folder; stages that it holds are not run again")
+    parser.add_argument("--scale", type=float, default=6.0, help="how many pictures, relative to the usual number")
+    args = parser.parse_args()
+    output = args.output.resolve()
+    captions = steps.draw(output / "captions", ["coco_caption", "capfilt"], seed=1, scale=args.scale)
+    stage1 = steps.train("stage1", captions, output / "stage1")
+    language = f"{steps.BACKBONES}/{args.kind}"
+    stage2 = steps.train("stage2", captions, output / args.kind, stage1=stage1, language_model=language)
+    model = InstructBLIPForConditionalGeneration.from_pretrained(stage2, dtype=torch.float16)
+    keep(model, InstructBLIPProcessor.from_pretrained(stage2), output / args.kind / "model", bridge_only=True)
+
+
+if __name__ == "__main__":
+    main()
