@@ -32,8 +32,6 @@ from tqdm import tqdm
 from instructblip.eval_tasks.report_results import read_models
 from instructblip.eval_tasks.whole_files import write_whole
 
-BACKBONES = steps.HERE / "backbones"
-KINDS = ("decoder_only", "encoder_decoder")
 SCIENCEQA = ("instructblip_scienceqa",)
 ALL_TASKS = ("instructblip_heldout", *(column.task for column in findings.HELD_IN))
 
@@ -110,7 +108,7 @@ def plan(
     Raises:
         ValueError: an unknown kind or experiment, or a finished cell that has another number of steps.
     """
-    for given, known, what in ((kinds, KINDS, "kind of language model"), (names, EXPERIMENTS, "cell")):
+    for given, known, what in ((kinds, steps.KINDS, "kind of language model"), (names, EXPERIMENTS, "cell")):
         unknown = [name for name in given if name not in known]
         if unknown:
             raise ValueError(f"there is no {what} {unknown[0]!r}: choose from {', '.join(known)}")
@@ -147,8 +145,8 @@ def stage2(kind: str) -> Path:
     Raises:
         FileNotFoundError: it is not there.
     """
-    folder = BACKBONES / f"stage2_{kind}"
-    if not folder.is_dir():
+    folder = steps.BACKBONES / f"stage2_{kind}"
+    if not (steps.REPOSITORY / folder).is_dir():
         raise FileNotFoundError(f"{folder} is missing: it is the stage-2 release that cells of {kind} start from")
     return folder
 
@@ -308,7 +306,7 @@ def run_all(args: argparse.Namespace) -> dict[Cell, str]:
         steps.draw(data_folder(args.output, blank), blank=blank)
 
     def report() -> None:
-        findings.write_report(args.output, EXPERIMENTS, KINDS)
+        findings.write_report(args.output, EXPERIMENTS, steps.KINDS)
 
     failed = run_cells(cells, start_in_process(args.output, args.steps), args.parallel, report)
     report()
@@ -319,7 +317,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/miniature/experiments"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), help=f"of language model: {' '.join(KINDS)}")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(steps.KINDS), help=f"of language model: {' '.join(steps.KINDS)}"
+    )
     parser.add_argument("--cells", nargs="+", default=list(EXPERIMENTS), help=f"experiments: {' '.join(EXPERIMENTS)}")
     parser.add_argument("--steps", type=int, help="of every training, in place of the recipes'")
     parser.add_argument("--parallel", type=int, default=2, help="cells at a time, each on one core")
@@ -342,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         failed = {}
         if args.report:
-            findings.write_report(args.output, EXPERIMENTS, KINDS)
+            findings.write_report(args.output, EXPERIMENTS, steps.KINDS)
         else:
             failed = run_all(args)
     except (ValueError, OSError) as error:

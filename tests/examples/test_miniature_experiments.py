@@ -15,8 +15,9 @@ import findings
 import pytest
 import steps
 import write_datasets
-from experiments import EXPERIMENTS, KINDS, Cell
+from experiments import EXPERIMENTS, Cell
 from findings import Spread
+from steps import KINDS
 
 from instructblip.datasets_builders.data_sources import training_data, validation_data
 from instructblip.eval_tasks.report_tables import as_markdown
@@ -94,7 +95,7 @@ def test_unknown_names_are_refused_in_one_sentence(tmp_path, capsys):
 
 
 def test_a_missing_stage_2_release_is_named_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "BACKBONES", tmp_path)
+    monkeypatch.setattr(steps, "BACKBONES", tmp_path)
     monkeypatch.setattr(steps, "draw", lambda *args, **options: pytest.fail("drew the data"))
     with pytest.raises(SystemExit, match="stage2_decoder_only is missing"):
         experiments.main(["--output", str(tmp_path), "--kinds", "decoder_only"])
@@ -107,7 +108,7 @@ def test_a_missing_stage_2_release_is_named_before_anything_runs(tmp_path, monke
 def asked(monkeypatch, tmp_path):
     """What `run_cell` asks of the steps, by their name."""
     asked = {}
-    monkeypatch.setattr(experiments, "BACKBONES", tmp_path)
+    monkeypatch.setattr(steps, "BACKBONES", tmp_path)
     for kind in KINDS:
         (tmp_path / f"stage2_{kind}").mkdir()
 
