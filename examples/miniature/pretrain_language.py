@@ -28,7 +28,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from world import COLORS, SHAPES
 
 WIDTH, INNER, HEADS = 192, 512, 4
-MOST_TOKENS = 192  # of a row: attention over longer ones takes most of the time
+# Of a row. A decoder answers each instruction where it ends; an encoder-decoder has to find the one whose turn it is.
+MOST_TOKENS = {"decoder_only": 192, "encoder_decoder": 96}
+WORDING = 0.46  # of the lessons teach how instructions are worded
 IGNORED = -100
 
 
@@ -72,6 +74,9 @@ def new_model(kind: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 class Lessons(torch.utils.data.Dataset):
     """Lesson `i` follows from the seed and `i` alone; the first are about one thing, later ones about up to five.
 
+    The first ones teach a decoder-only model how instructions are worded as well, the others responses alone: else it
+    would go on with an instruction that might have been longer, in place of following it.
+
     Args:
         count: lessons of the whole run.
         seed: a negative one for lessons that no run has seen.
@@ -83,26 +88,26 @@ class Lessons(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[str, list[Pair]]:
+    def __getitem__(self, index: int) -> tuple[str, list[Pair], bool]:
         rng = random.Random(f"{self.seed}/{index}")
         grown = 1 + int(6 * index / (0.25 * self.count))  # one thing more every twenty-fourth of the run
-        return lesson(rng, most_things=min(5, grown))
+        return *lesson(rng, most_things=min(5, grown)), index < WORDING * self.count
 
 
 class Collator:
     """Lessons as token ids, as the bridge will put them: the scene, then instruction and response, again and again.
 
-    A decoder-only model learns every word but the scene's; an encoder-decoder gets one instruction in a row, or several
-    to answer one after the other, which teaches it more at a time.
+    A decoder-only model learns the responses, or every word but the scene's; an encoder-decoder gets one instruction in
+    a row, or several to answer one after the other, which teaches it more at a time.
     """
 
     def __init__(self, kind: str, tokenizer: PreTrainedTokenizerFast):
-        self.kind, self.tokenizer = kind, tokenizer
+        self.kind, self.tokenizer, self.most = kind, tokenizer, MOST_TOKENS[kind]
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def __call__(self, lessons: Sequence[tuple[str, list[Pair]]]) -> dict[str, torch.Tensor]:
+    def __call__(self, lessons: Sequence[tuple[str, list[Pair], bool]]) -> dict[str, torch.Tensor]:
         decoder_only = self.kind == "decoder_only"
         rows = [self.decoder_only(*each) if decoder_only else self.encoder_decoder(*each) for each in lessons]
         input_ids = padded([row[0] for row in rows], self.tokenizer.pad_token_id)
@@ -112,24 +117,24 @@ class Collator:
             "labels": padded([row[1] for row in rows], IGNORED),
         }
 
-    def decoder_only(self, scene: str, pairs: list[Pair]) -> tuple[list[int], list[int]]:
+    def decoder_only(self, scene: str, pairs: list[Pair], wording: bool) -> tuple[list[int], list[int]]:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         ids = self.ids(scene)
         labels = [IGNORED] * len(ids)
         for instruction, response, _ in pairs:
-            words = [bos, *self.ids(instruction), *self.ids(response), eos]
-            if len(ids) + len(words) > MOST_TOKENS and len(ids) > len(self.ids(scene)):
+            asked, said = self.ids(instruction), [*self.ids(response), eos]
+            if len(ids) + 1 + len(asked) + len(said) > self.most and len(ids) > len(self.ids(scene)):
                 break
-            ids += words
-            labels += [IGNORED, *words[1:]]
+            ids += [bos, *asked, *said]
+            labels += [IGNORED, *(asked if wording else [IGNORED] * len(asked)), *said]
         return ids, labels
 
-    def encoder_decoder(self, scene: str, pairs: list[Pair]) -> tuple[list[int], list[int]]:
+    def encoder_decoder(self, scene: str, pairs: list[Pair], wording: bool) -> tuple[list[int], list[int]]:
         eos = self.tokenizer.eos_token_id
         ids, labels = self.ids(scene), []
         for instruction, response, _ in pairs:
             words = [*self.ids(instruction), eos]
-            if labels and len(ids) + len(words) > MOST_TOKENS:
+            if labels and len(ids) + len(words) > self.most:
                 break
             ids += words
             labels += [*self.ids(response), eos]

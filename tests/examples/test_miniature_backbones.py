@@ -37,22 +37,26 @@ def test_every_word_of_a_lesson_has_a_number(tokenizers):
 def test_lessons_are_the_same_for_the_same_seed_and_grow():
     lessons = pretrain_language.Lessons(1000, seed=3)
     assert lessons[7] == pretrain_language.Lessons(1000, seed=3)[7]
+    assert [lessons[index][2] for index in (0, 459, 460, 999)] == [True, True, False, False]
     early = [lessons[index][0] for index in range(30)]
     assert max(scene.count(" ; ") for scene in early if "|" not in scene) <= 3  # a thing, two words, the ground
 
 
-def test_a_decoder_learns_instructions_and_responses_but_not_the_scene(tokenizers):
+@pytest.mark.parametrize("wording", [True, False])
+def test_a_decoder_learns_responses_and_perhaps_instructions_but_not_the_scene(tokenizers, wording):
     collator = pretrain_language.Collator("decoder_only", tokenizers["decoder_only"])
     scene = "left : small red plain star ; ground : sea"
-    batch = collator([(scene, [texts.Pair("what is red?", "star"), texts.Pair("what is in the background?", "sea")])])
+    pairs = [texts.Pair("what is red?", "star"), texts.Pair("what is in the background?", "sea")]
+    batch = collator([(scene, pairs, wording)])
     learned = tokenizers["decoder_only"].decode(batch["labels"][0][batch["labels"][0] >= 0])
-    assert learned.replace(" ", "") == "whatisred?star</s>whatisinthebackground?sea</s>"
+    both = "whatisred?star</s>whatisinthebackground?sea</s>"
+    assert learned.replace(" ", "") == (both if wording else "star</s>sea</s>")
     assert (batch["input_ids"][0][batch["labels"][0] >= 0] == batch["labels"][0][batch["labels"][0] >= 0]).all()
 
 
 def test_an_encoder_decoder_answers_several_instructions_in_order(tokenizers):
     collator = pretrain_language.Collator("encoder_decoder", tokenizers["encoder_decoder"])
-    batch = collator([("ground : sea", [texts.Pair("what is red?", "star"), texts.Pair("where is it?", "left")])])
+    batch = collator([("ground : sea", [texts.Pair("what is red?", "star"), texts.Pair("where is it?", "left")], True)])
     decoded = tokenizers["encoder_decoder"].decode(batch["labels"][0][batch["labels"][0] >= 0])
     assert decoded.replace(" ", "") == "star</s>left</s>"
 
@@ -60,9 +64,9 @@ def test_an_encoder_decoder_answers_several_instructions_in_order(tokenizers):
 def test_long_lessons_are_cut_between_instructions(tokenizers):
     scene, pair = " ; ".join(["left : small red plain star"] * 5), texts.Pair("what is in the background?", "sea")
     for kind in KINDS:
-        batch = pretrain_language.Collator(kind, tokenizers[kind])([(scene, [pair] * 60)])
-        assert batch["input_ids"].shape[1] <= pretrain_language.MOST_TOKENS
-        assert (batch["labels"] == tokenizers[kind].convert_tokens_to_ids("</s>")).sum() > 5
+        batch = pretrain_language.Collator(kind, tokenizers[kind])([(scene, [pair] * 60, True)])
+        assert batch["input_ids"].shape[1] <= pretrain_language.MOST_TOKENS[kind]
+        assert (batch["labels"] == tokenizers[kind].convert_tokens_to_ids("</s>")).sum() > 2
 
 
 def test_what_the_encoder_is_to_tell_by_hand():
