@@ -80,18 +80,22 @@ class Lessons(torch.utils.data.Dataset):
     Args:
         count: lessons of the whole run.
         seed: a negative one for lessons that no run has seen.
+        drill: shares of the run between which lessons are about finding things and nothing else.
+        grown: the model knows the words already: lessons have up to five things from the first on, and teach responses.
     """
 
-    def __init__(self, count: int, seed: int):
-        self.count, self.seed = count, seed
+    def __init__(self, count: int, seed: int, drill: tuple[float, float] = (0.2, 0.35), grown: bool = False):
+        self.count, self.seed, self.drill, self.grown = count, seed, drill, grown
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[str, list[Pair], bool]:
         rng = random.Random(f"{self.seed}/{index}")
-        grown = 1 + int(6 * index / (0.25 * self.count))  # one thing more every twenty-fourth of the run
-        return *lesson(rng, most_things=min(5, grown)), index < WORDING * self.count
+        share = index / self.count
+        things = 5 if self.grown else min(5, 1 + int(24 * share))  # one more every twenty-fourth of the run
+        drill = self.drill[0] <= share < self.drill[1]
+        return *lesson(rng, things, drill=drill), share < WORDING and not self.grown
 
 
 class Collator:
@@ -190,21 +194,33 @@ def named_things(caption: str) -> list[str]:
 def main() -> None:
     parser = options(__doc__.splitlines()[0], steps=6000, batch_size=32, learning_rate=2e-3)
     parser.add_argument("kind", choices=("decoder_only", "encoder_decoder"))
+    parser.add_argument(
+        "--drill",
+        type=float,
+        nargs=2,
+        default=(0.2, 0.35),
+        help="shares of the run between which things are found and nothing else",
+    )
+    parser.add_argument("--start", type=Path, help="folder of a model to go on with, in place of random weights")
     args = parser.parse_args()
     set_seed(args.seed)
     make_tokenizers(args.output / "tokenizers")
     tokenizer: Any = AutoTokenizer.from_pretrained(args.output / "tokenizers" / args.kind)
+    model_class = LlamaForCausalLM if args.kind == "decoder_only" else T5ForConditionalGeneration
     if not args.check:
-        model = new_model(args.kind, tokenizer)
+        model = (
+            model_class.from_pretrained(args.start, dtype=torch.float32)
+            if args.start
+            else new_model(args.kind, tokenizer)
+        )
         model.set_attn_implementation("eager")  # on a CPU two thirds of the time of torch's fused attention
-        lessons = Lessons(args.steps * args.batch_size, args.seed)
+        lessons = Lessons(args.steps * args.batch_size, args.seed, args.drill, grown=args.start is not None)
         optimizer = MuonAndAdamW(model, args.learning_rate, weight_decay=0.05)
         pretrain(model, args, lessons, Collator(args.kind, tokenizer), optimizer)
         keep(model, tokenizer, args.output / "model")
     folder = args.output / "model"
     if not folder.exists():
         folder = Path(get_last_checkpoint(str(args.output / "run")))
-    model_class = LlamaForCausalLM if args.kind == "decoder_only" else T5ForConditionalGeneration
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     report("right answers to unseen lessons", accuracy(model, tokenizer, args.kind, 400))
 

@@ -75,6 +75,12 @@ def looking(scene: Scene, rng: random.Random) -> Pair | None:
     return exchange and word_instruction(exchange, "vqa", rng)
 
 
+def finding(scene: Scene, rng: random.Random) -> Pair | None:
+    """A thing is found by one attribute and asked for another: what language models learn last, and must see most."""
+    exchange = rng.choice((skills.attribute, skills.attribute, skills.place, skills.at_place))(scene, rng)
+    return exchange and word_instruction(exchange, "vqa", rng)
+
+
 def without_choices(scene: Scene, rng: random.Random) -> Pair | None:
     exchange = rng.choice((skills.everyday, skills.icons, skills.science))(scene, rng)
     return exchange and word_instruction(
@@ -107,7 +113,7 @@ def talking(scene: Scene, rng: random.Random) -> Pair | None:
 
 # What is asked about a scene, with how often, by whether words stand in it.
 PLAIN = (
-    (looking, 8), (captions, 2), (asking, 1), (chatting, 1), (talking, 1), (without_choices, 1),
+    (finding, 10), (looking, 8), (captions, 2), (asking, 1), (chatting, 1), (talking, 1), (without_choices, 1),
     (about(skills.knowledge, "vqa"), 2), (about(skills.everyday, "multiple_choice"), 1),
     (about(skills.relation_statement, "true_false"), 2), (about(skills.compositional, "vqa"), 2),
     (about(skills.icons, "multiple_choice"), 1), (about(skills.science, "multiple_choice"), 1),
@@ -120,17 +126,19 @@ KINDS: dict[str, tuple[dict, tuple]] = {
     "sign": ({"bottom_words": SIGNS}, SIGN),
     "book": ({"top_words": TITLES, "bottom_words": NAMES, "most": 2}, BOOK),
     "meme": ({"top_words": FEELINGS, "bottom_words": SHAPES, "most": 3}, MEME),
+    "drill": ({}, ((finding, 1),)),
 }
 
 
-def lesson(rng: random.Random, most_things: int = 5, pairs: int = 12) -> tuple[str, list[Pair]]:
+def lesson(rng: random.Random, most_things: int = 5, pairs: int = 12, drill: bool = False) -> tuple[str, list[Pair]]:
     """A scene or film in words and what can be said about it.
 
     Args:
         most_things: scenes have so many things at most; lessons start with one.
         pairs: how many instructions.
+        drill: nothing but finding things.
     """
-    kind = rng.choices(("plain", "sign", "book", "meme", "film"), (6, 1, 1, 1, 1))[0]
+    kind = "drill" if drill else rng.choices(("plain", "sign", "book", "meme", "film"), (6, 1, 1, 1, 1))[0]
     order = rng if rng.random() < 0.5 else None
     said: list[Pair] = []
     if kind == "film":

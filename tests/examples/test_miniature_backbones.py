@@ -38,6 +38,8 @@ def test_lessons_are_the_same_for_the_same_seed_and_grow():
     lessons = pretrain_language.Lessons(1000, seed=3)
     assert lessons[7] == pretrain_language.Lessons(1000, seed=3)[7]
     assert [lessons[index][2] for index in (0, 459, 460, 999)] == [True, True, False, False]
+    drilled = [{pair.form for pair in lessons[index][1]} == {"finding"} for index in (199, 200, 349, 350)]
+    assert drilled == [False, True, True, False]
     early = [lessons[index][0] for index in range(30)]
     assert max(scene.count(" ; ") for scene in early if "|" not in scene) <= 3  # a thing, two words, the ground
 
