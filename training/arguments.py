@@ -24,6 +24,10 @@ class InstructBLIPTrainingArguments(TrainingArguments):
     weight_decay: float = field(
         default=0.05, metadata={"help": "Of tensors with two or more dimensions, biases excepted (LAVIS)."}
     )
+    muon: bool = field(
+        default=False,
+        metadata={"help": "Muon for matrices, AdamW for the rest, in place of `optim`. Not with FSDP or DeepSpeed."},
+    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "0: gradients are not clipped (LAVIS)."})
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 autocast and frozen weights. Default: where a GPU can do it."}
@@ -74,3 +78,5 @@ class InstructBLIPTrainingArguments(TrainingArguments):
             # accelerate's default for streams cuts every tensor of a batch by rows, which parts samples from images
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
+        if self.muon and (self.fsdp or self.deepspeed):
+            raise ValueError("muon needs whole matrices, which FSDP and DeepSpeed cut: leave it out, or use DDP")

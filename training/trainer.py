@@ -20,6 +20,7 @@ from instructblip.processing import InstructBLIPCollator, InstructBLIPProcessor
 from .arguments import InstructBLIPTrainingArguments
 from .encode_once import EncodeOnceMixin
 from .evaluation import EvaluationMixin
+from .muon import MuonAndAdamW
 from .resumable_trainer import ResumableTrainer
 from .sharding import ShardedTrainer, gathered
 
@@ -107,6 +108,18 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
             for name, p in model.named_parameters()
             if len(getattr(p, "ds_shape", p.shape)) > 1 and not name.endswith("bias")
         ]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.args.muon and self.optimizer is None:
+            args = self.args
+            self.optimizer = MuonAndAdamW(
+                self.model if model is None else model,
+                args.learning_rate,
+                args.weight_decay,
+                (args.adam_beta1, args.adam_beta2),
+                args.adam_epsilon,
+            )
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         warmup = self.args.get_warmup_steps(num_training_steps)

@@ -9,9 +9,11 @@ import random
 from typing import Any
 
 import torch
-from pretraining import MuonAndAdamW, keep, options, pretrain, report
+from pretraining import keep, options, pretrain, report
 from texts import lesson, make_tokenizers
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling, set_seed
+
+from instructblip.training.muon import MuonAndAdamW
 
 LONGEST = 96  # tokens of an instruction and its response; [DEC] or a history may make it so long
 
@@ -65,7 +67,7 @@ def main() -> None:
         )
         model.set_attn_implementation("eager")
         sentences = Sentences(args.steps * args.batch_size, args.seed, tokenizer)
-        optimizer = MuonAndAdamW(model, args.learning_rate, weight_decay=0.05)
+        optimizer = MuonAndAdamW(model, args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
         pretrain(model, args, sentences, DataCollatorForLanguageModeling(tokenizer), optimizer)
         keep(model, tokenizer, args.output / "model")
     model = BertForMaskedLM.from_pretrained(args.output / "model", dtype=torch.float32).eval()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretraining import MuonAndAdamW, keep, options, pretrain, report
+from pretraining import keep, options, pretrain, report
 from texts import Pair, lesson, make_tokenizers
 from transformers import (
     AutoTokenizer,
@@ -26,6 +26,8 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 from world import COLORS, SHAPES
+
+from instructblip.training.muon import MuonAndAdamW
 
 WIDTH, INNER, HEADS = 192, 512, 4
 # Of a row. A decoder answers each instruction where it ends; an encoder-decoder has to find the one whose turn it is.
@@ -215,7 +217,7 @@ def main() -> None:
         )
         model.set_attn_implementation("eager")  # on a CPU two thirds of the time of torch's fused attention
         lessons = Lessons(args.steps * args.batch_size, args.seed, args.drill, grown=args.start is not None)
-        optimizer = MuonAndAdamW(model, args.learning_rate, weight_decay=0.05)
+        optimizer = MuonAndAdamW(model, args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
         pretrain(model, args, lessons, Collator(args.kind, tokenizer), optimizer)
         keep(model, tokenizer, args.output / "model")
     folder = args.output / "model"

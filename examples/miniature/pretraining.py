@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -26,30 +26,6 @@ def options(description: str, steps: int, batch_size: int, learning_rate: float 
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check", action="store_true", help="only measure the model that is there")
     return parser
-
-
-class MuonAndAdamW(Optimizer):
-    """Muon for the matrices between layers, AdamW for embeddings and vectors: fewer steps than AdamW for all.
-
-    Args:
-        learning_rate: of both; Muon's updates are scaled to the size of AdamW's.
-    """
-
-    def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float):
-        embeddings = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
-        matrices = [each for each in model.parameters() if each.ndim == 2 and id(each) not in embeddings]
-        chosen = {id(each) for each in matrices}
-        others = [each for each in model.parameters() if id(each) not in chosen]
-        self.parts: list[Optimizer] = [
-            Muon(matrices, learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            AdamW(others, learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
-        super().__init__([part.param_groups[0] for part in self.parts], {})
-
-    def step(self, closure: Any = None) -> None:  # a checkpoint that was loaded has put new groups and a new state here
-        for part, group in zip(self.parts, self.param_groups, strict=True):
-            part.param_groups, part.state = [group], self.state
-            part.step()
 
 
 def pretrain(

@@ -395,7 +395,7 @@ def visdial(folder: Folder) -> None:
 def hateful_memes(folder: Folder) -> None:
     records = []
     while len(records) < folder.scaled(TEST):
-        wanted = folder.rng.random() < 0.5
+        wanted = len(records) % 2 == 0
         scene = new_scene(folder.rng, top_words=FEELINGS, bottom_words=SHAPES, most=3)
         exchange = skills.meme(scene, folder.rng)
         if exchange is None or (exchange.answer == "yes") is not wanted:

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from instructblip import InstructBLIPForConditionalGeneration
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
+from instructblip.training.muon import MuonAndAdamW
 
 KINDS = ("t5", "llama")
 QUESTIONS = ("what is the color of this cat ?", "is there a dog ?", "what is in the picture ?", "how red is this ?")
@@ -110,8 +111,10 @@ class Epochs(torch.utils.data.Dataset):
         self.epoch = epoch
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_gives_the_losses_of_an_unbroken_one_bit_for_bit(train, kind, tiny_model, tiny_images, processor):
+@pytest.mark.parametrize(("kind", "muon"), [("t5", False), ("llama", False), ("llama", True)])
+def test_a_resumed_run_gives_the_losses_of_an_unbroken_one_bit_for_bit(
+    train, kind, muon, tiny_model, tiny_images, processor
+):
     def model():
         torch.manual_seed(0)
         made = tiny_model(kind, image_token_index=processor(kind).image_token_id)
@@ -120,11 +123,12 @@ def test_a_resumed_run_gives_the_losses_of_an_unbroken_one_bit_for_bit(train, ki
                 module.p = 0.2  # so that the random state matters
         return made
 
-    options = dict(max_steps=7, per_device_train_batch_size=2, save_strategy="steps", save_steps=5)
+    options = dict(max_steps=7, per_device_train_batch_size=2, save_strategy="steps", save_steps=5, muon=muon)
     unbroken, resumed = Losses(), Losses()
     train(kind, model(), callbacks=[unbroken], dataset=Epochs(tiny_images), **options).train()
     again = train(kind, model(), callbacks=[resumed], dataset=Epochs(tiny_images), **options)
     again.train(resume_from_checkpoint=os.path.join(again.args.output_dir, "checkpoint-5"))
+    assert isinstance(again.optimizer.optimizer, MuonAndAdamW) is muon
     assert [step for step, _ in resumed.values] == [6, 7]
     assert resumed.values == unbroken.values[5:]
 
