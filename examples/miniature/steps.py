@@ -26,6 +26,7 @@ REPOSITORY = HERE.parents[1]
 BACKBONES = (HERE / "backbones").relative_to(REPOSITORY)  # as releases name them
 KINDS = ("decoder_only", "encoder_decoder")  # of language models
 HELD_OUT: tuple[Column, ...] = read_published().columns  # the paper's 13 benchmarks in its order, with task and metric
+ANSWERED = tuple(column.name for column in HELD_OUT if column.metric != "cider")  # CIDEr outweighs all others in a mean
 Scores = dict[str, float]  # benchmark -> score x 100
 COMMANDS: list[str] = []  # that this process has run
 THREADS = 1  # of each command: models of this size gain little from a second, which another command can use
