@@ -79,4 +79,4 @@ class InstructBLIPTrainingArguments(TrainingArguments):
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
         if self.muon and (self.fsdp or self.deepspeed):
-            raise ValueError("muon needs whole matrices, which FSDP and DeepSpeed cut: leave it out, or use DDP")
+            raise ValueError("muon needs whole matrices, which FSDP and DeepSpeed cut: leave it out")
