@@ -220,6 +220,8 @@ class BackbonesMixin:
 
         skeleton = copy.deepcopy(config)
         skeleton.bridge_only = False
+        if kwargs.get("attn_implementation") is not None:  # the Q-Former's too, which no backbone brings
+            skeleton._attn_implementation = kwargs["attn_implementation"]
         with torch.device("meta"), _not_partitioned():
             model = cls(skeleton)
         tower_class = type(model.vision_model) if config.vision_config.model_type in EVA_TOWERS else AutoModel

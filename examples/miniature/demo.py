@@ -1,8 +1,8 @@
 """The whole of InstructBLIP in small, in minutes on a CPU: `python examples/miniature/demo.py`.
 
 1. Draw the 26 datasets, once as they are and once with nothing in their pictures.
-2. Tune the bridge on the instructions of the 13 held-in datasets, from the shipped release of stage 2; and in the same
-   way a blind one, on the empty pictures.
+2. Tune the bridge on the instructions of the 13 held-in datasets, from a release of stage 2; and in the same way a
+   blind one, on the empty pictures.
 3. Evaluate both, and the release of stage 2 (BLIP-2 in small), on the 13 held-out tasks.
 4. Load the tuned release, look at what its queries attend to, and chat with it about a picture.
 5. Write `<output>/index.html`.
@@ -90,13 +90,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/miniature"))
     parser.add_argument("--kind", choices=steps.KINDS, default=steps.KINDS[0], help="of the language model")
+    parser.add_argument("--stage2", type=Path, help="release to start from; default: backbones/stage2_<kind>")
     parser.add_argument("--steps", type=int, default=1200, help="of instruction tuning")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the datasets, relative to the usual one")
     parser.add_argument("--seed", type=int, default=0, help="of the instruction tuning")
     args = parser.parse_args()
     started = time.time()
     output = args.output.resolve()
-    stage2 = steps.BACKBONES / f"stage2_{args.kind}"
+    stage2 = args.stage2.resolve() if args.stage2 else steps.BACKBONES / f"stage2_{args.kind}"
+    if not (steps.REPOSITORY / stage2).is_dir():
+        parser.error(f"{stage2} is missing: pretrain_bridge.py makes the release that the tuning starts from")
     data = steps.draw(output / "data", scale=args.scale)
     blank = steps.draw(output / "blank", scale=args.scale, blank=True)
     results = output / "results"

@@ -21,14 +21,20 @@ def main() -> None:
     parser.add_argument("kind", choices=steps.KINDS, help="of the language model")
     parser.add_argument("--output", type=Path, required=True, help="folder; stages that it holds are not run again")
     parser.add_argument("--scale", type=float, default=6.0, help="how many pictures, relative to the usual number")
+    parser.add_argument("--steps", type=int, help="of each stage, in place of the recipes'")
     args = parser.parse_args()
+    options = {} if args.steps is None else {"max_steps": args.steps}
     output = args.output.resolve()
     captions = steps.draw(output / "captions", ["coco_caption", "capfilt"], seed=1, scale=args.scale)
-    stage1 = steps.train("stage1", captions, output / "stage1")
+    stage1 = steps.train("stage1", captions, output / "stage1", **options)
     language = f"{steps.BACKBONES}/{args.kind}"
-    stage2 = steps.train("stage2", captions, output / args.kind, stage1=stage1, language_model=language)
+    options |= {"stage1": stage1, "language_model": language}
+    stage2 = steps.train("stage2", captions, output / args.kind, **options)
     model = InstructBLIPForConditionalGeneration.from_pretrained(stage2, dtype=torch.float16)
-    keep(model, InstructBLIPProcessor.from_pretrained(stage2), output / args.kind / "model", bridge_only=True)
+    kept = output / args.kind / "model"
+    keep(model, InstructBLIPProcessor.from_pretrained(stage2), kept, bridge_only=True)
+    for code in kept.glob("*.py"):  # a release brings the package's code for those who lack it; here it would lie twice
+        code.unlink()
 
 
 if __name__ == "__main__":

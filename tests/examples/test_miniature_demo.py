@@ -3,6 +3,7 @@
 import sys
 
 import demo
+import pretrain_bridge
 import pytest
 import steps
 
@@ -24,8 +25,13 @@ def test_chance_by_hand():
     assert steps.guess("auroc", questions) == 0.5
 
 
-def test_the_whole_demo_in_small(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path), "--steps", "2", "--scale", "0.03"])
+def test_all_stages_and_the_demo_in_small(tmp_path, monkeypatch, capsys):
+    small, bridge = ["--steps", "2", "--scale", "0.03"], tmp_path / "bridge"
+    monkeypatch.setattr(sys, "argv", ["pretrain_bridge.py", "decoder_only", "--output", str(bridge), *small])
+    pretrain_bridge.main()
+    stage2 = bridge / "decoder_only" / "model"
+    assert not list(stage2.glob("*.py"))
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path), "--stage2", str(stage2), *small])
     demo.main()
     said = capsys.readouterr().out
     for name in [column.name for column in steps.HELD_OUT]:
@@ -38,3 +44,11 @@ def test_the_whole_demo_in_small(tmp_path, monkeypatch, capsys):
     commands = len(steps.COMMANDS)
     demo.main()  # goes on where it was: nothing is trained or evaluated again
     assert len(steps.COMMANDS) == commands
+
+
+def test_a_missing_stage_2_is_one_sentence(tmp_path, monkeypatch, capsys):
+    missing = ["--stage2", str(tmp_path / "none"), "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["demo.py", *missing])
+    with pytest.raises(SystemExit):
+        demo.main()
+    assert "none is missing: pretrain_bridge.py makes" in capsys.readouterr().err

@@ -257,7 +257,8 @@ def test_a_bridge_release_takes_from_pretraineds_arguments(new_model, tmp_path, 
         torch.bfloat16
     }
     eager = load(tmp_path / "bridge", attn_implementation="eager")
-    assert eager.language_model.config._attn_implementation == "eager"
+    parts = (eager.language_model, eager.qformer, eager.vision_model)
+    assert [part.config._attn_implementation for part in parts] == ["eager"] * 3
     placed = load(tmp_path / "bridge", device_map="cpu")
     batch = make_batch(mixed_rows, "llama", labels=True)
     torch.testing.assert_close(placed(**batch).logits, model(**batch).logits)
