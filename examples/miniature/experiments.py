@@ -334,7 +334,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end the cells too
     if args.one:
         kind, experiment, seed = args.one.split("/")
         run_cell(Cell(kind, experiment, int(seed)), args.output, args.steps)
@@ -356,4 +355,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end the cells too
     main()
