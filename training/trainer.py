@@ -52,7 +52,8 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
     Raises:
         TypeError: `model` is no InstructBLIP model, or the data cannot be ordered by image.
         ValueError: neither a processor nor a collator was passed, processor and model do not belong together, adapters
-            were put inside the model instead of around it, or a feature cache does not fit the model.
+            were put inside the model instead of around it, a feature cache does not fit the model, or `muon` is on
+            under FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
                 processing_class=processing_class,
                 **kwargs,
             )
+        if self.args.muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError("muon needs whole matrices, which FSDP and DeepSpeed cut: leave it out")
         self.told_the_epoch += [each for each in (train_dataset, data_collator) if hasattr(each, "set_epoch")]
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:

@@ -81,6 +81,14 @@ def test_two_processes_sharded_or_not_train_as_one_with_twice_the_batch(train, k
             same(one, result)
 
 
+def test_muon_trains_on_two_processes_as_on_one_and_refuses_shards(train):
+    (one,) = train("t5", "muon-one", processes=1, max_steps=3, per_device_train_batch_size=4, muon=True)
+    for two in train("t5", "muon-ddp", max_steps=3, per_device_train_batch_size=2, muon=True):
+        same(one, two, tolerance=1e-3)  # Muon computes in bfloat16
+    with pytest.raises(Exception, match="FSDP and DeepSpeed"):
+        train("t5", "muon-shards", sharded=True, muon=True, environment=fsdp2())
+
+
 def test_text_only_batches_keep_no_process_waiting(train):
     """The first process sees no image in its first batch, the second one does."""
     rows = distributed_training.Rows(without_image=(0, 1, 6, 7))

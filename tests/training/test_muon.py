@@ -1,10 +1,8 @@
 """Muon beside AdamW: which of them moves what, against torch's own, and runs that go on."""
 
-import pytest
 import torch
 from torch import nn
 
-from instructblip.training import InstructBLIPTrainingArguments
 from instructblip.training.muon import MuonAndAdamW
 
 
@@ -63,8 +61,3 @@ def test_a_loaded_state_goes_on_as_if_never_stopped():
         optimizer.step()
     for (name, one), (_, other) in zip(unbroken.named_parameters(), stopped.named_parameters(), strict=True):
         assert torch.equal(one, other), name
-
-
-def test_sharded_matrices_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="FSDP and DeepSpeed"):
-        InstructBLIPTrainingArguments(str(tmp_path), muon=True, fsdp=True, use_cpu=True)
