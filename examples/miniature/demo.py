@@ -97,9 +97,10 @@ def main() -> None:
     args = parser.parse_args()
     started = time.time()
     output = args.output.resolve()
-    stage2 = args.stage2.resolve() if args.stage2 else steps.BACKBONES / f"stage2_{args.kind}"
-    if not (steps.REPOSITORY / stage2).is_dir():
-        parser.error(f"{stage2} is missing: pretrain_bridge.py makes the release that the tuning starts from")
+    try:
+        stage2 = args.stage2.resolve(strict=True) if args.stage2 else steps.stage2(args.kind)
+    except FileNotFoundError as error:
+        parser.error(str(error))
     data = steps.draw(output / "data", scale=args.scale)
     blank = steps.draw(output / "blank", scale=args.scale, blank=True)
     results = output / "results"

@@ -139,18 +139,6 @@ def finished(cell: Cell, output: Path, most: int | None) -> bool:
     return True
 
 
-def stage2(kind: str) -> Path:
-    """The shipped release that all trainings with this kind of language model start from.
-
-    Raises:
-        FileNotFoundError: it is not there.
-    """
-    folder = steps.BACKBONES / f"stage2_{kind}"
-    if not (steps.REPOSITORY / folder).is_dir():
-        raise FileNotFoundError(f"{folder} is missing: it is the stage-2 release that cells of {kind} start from")
-    return folder
-
-
 # ---- One cell
 
 
@@ -158,7 +146,7 @@ def run_cell(cell: Cell, output: Path, most: int | None) -> None:
     """Train and evaluate, and leave the scores and what made them in the cell's folder."""
     started, folder, what = time.time(), output / cell.name, cell.what
     data = data_folder(output, what.blank)
-    release = stage2(cell.kind) if cell.needs is None else output / cell.needs.name / "training" / "release"
+    release = steps.stage2(cell.kind) if cell.needs is None else output / cell.needs.name / "training" / "release"
     if what.recipe is not None:
         options: dict[str, object] = {"model": release, "seed": cell.seed, **what.options}
         if what.dataset is not None:
@@ -301,7 +289,7 @@ def run_all(args: argparse.Namespace) -> dict[Cell, str]:
     """Draw the data, run what is missing and write the report; the cells that failed."""
     cells = plan(args.output, args.kinds, args.cells, args.seeds, args.steps)
     for kind in dict.fromkeys(cell.kind for cell in cells):
-        stage2(kind)
+        steps.stage2(kind)
     for blank in sorted({cell.what.blank for cell in cells}):
         steps.draw(data_folder(args.output, blank), blank=blank)
 

@@ -29,10 +29,12 @@ from world import COLORS, SHAPES
 
 from instructblip.training.muon import MuonAndAdamW
 
+CLASSES = {"decoder_only": LlamaForCausalLM, "encoder_decoder": T5ForConditionalGeneration}
 WIDTH, INNER, HEADS = 192, 512, 4
 # Of a row. A decoder answers each instruction where it ends; an encoder-decoder has to find the one whose turn it is.
 MOST_TOKENS = {"decoder_only": 192, "encoder_decoder": 96}
 WORDING = 0.46  # of the lessons teach how instructions are worded
+AT_ONCE = 0.5  # of the lessons have the words of a thing at once
 IGNORED = -100
 
 
@@ -97,7 +99,8 @@ class Lessons(torch.utils.data.Dataset):
         share = index / self.count
         things = 5 if self.grown else min(5, 1 + int(24 * share))  # one more every twenty-fourth of the run
         drill = self.drill[0] <= share < self.drill[1]
-        return *lesson(rng, things, drill=drill), share < WORDING and not self.grown
+        at_once = rng.random() < AT_ONCE
+        return *lesson(rng, things, drill=drill, at_once=at_once), share < WORDING and not self.grown
 
 
 class Collator:
@@ -105,6 +108,8 @@ class Collator:
 
     A decoder-only model learns the responses, or every word but the scene's; an encoder-decoder gets one instruction in
     a row, or several to answer one after the other, which teaches it more at a time.
+
+    A position holds one word, or several at once: `input_ids` has shape [rows, positions, words].
     """
 
     def __init__(self, kind: str, tokenizer: PreTrainedTokenizerFast):
@@ -113,73 +118,107 @@ class Collator:
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def scene(self, text: str) -> list[list[int]]:
+        """The words of each position."""
+        if "+" in text:
+            return [self.ids(part.replace("+", " ")) for part in text.split()]
+        return [[word] for word in self.ids(text)]
+
     def __call__(self, lessons: Sequence[tuple[str, list[Pair], bool]]) -> dict[str, torch.Tensor]:
         decoder_only = self.kind == "decoder_only"
         rows = [self.decoder_only(*each) if decoder_only else self.encoder_decoder(*each) for each in lessons]
-        input_ids = padded([row[0] for row in rows], self.tokenizer.pad_token_id)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": (input_ids != self.tokenizer.pad_token_id).long(),
-            "labels": padded([row[1] for row in rows], IGNORED),
-        }
+        return {**self.inputs([row[0] for row in rows]), "labels": padded([row[1] for row in rows], IGNORED)}
 
-    def decoder_only(self, scene: str, pairs: list[Pair], wording: bool) -> tuple[list[int], list[int]]:
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        ids = self.ids(scene)
-        labels = [IGNORED] * len(ids)
-        for instruction, response, _ in pairs:
-            asked, said = self.ids(instruction), [*self.ids(response), eos]
-            if len(ids) + 1 + len(asked) + len(said) > self.most and len(ids) > len(self.ids(scene)):
-                break
-            ids += [bos, *asked, *said]
-            labels += [IGNORED, *(asked if wording else [IGNORED] * len(asked)), *said]
-        return ids, labels
+    def inputs(self, rows: list[list[list[int]]], left: bool = False) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask` of rows of positions of words."""
+        most = max(len(words) for row in rows for words in row)
+        pad = self.tokenizer.pad_token_id
+        numbers = [[words + [pad] * (most - len(words)) for words in row] for row in rows]
+        input_ids = padded(numbers, [pad] * most, left)
+        return {"input_ids": input_ids, "attention_mask": (input_ids[..., 0] != pad).long()}
 
-    def encoder_decoder(self, scene: str, pairs: list[Pair], wording: bool) -> tuple[list[int], list[int]]:
+    def decoder_only(self, scene: str, pairs: list[Pair], wording: bool) -> tuple[list[list[int]], list[int]]:
         eos = self.tokenizer.eos_token_id
-        ids, labels = self.ids(scene), []
+        row = self.scene(scene)
+        labels = [IGNORED] * len(row)
         for instruction, response, _ in pairs:
-            words = [*self.ids(instruction), eos]
-            if labels and len(ids) + len(words) > self.most:
+            asked, said = self.asked(instruction), [*self.ids(response), eos]
+            if len(row) + len(asked) + len(said) > self.most and any(label != IGNORED for label in labels):
                 break
-            ids += words
-            labels += [*self.ids(response), eos]
-        return ids, labels
+            row += [*asked, *([word] for word in said)]
+            labels += [IGNORED, *(word if wording else IGNORED for (word,) in asked[1:]), *said]
+        return row, labels
+
+    def encoder_decoder(self, scene: str, pairs: list[Pair], wording: bool) -> tuple[list[list[int]], list[int]]:
+        row, labels = self.scene(scene), []
+        for instruction, response, _ in pairs:
+            asked = self.asked(instruction)
+            if labels and len(row) + len(asked) > self.most:
+                break
+            row += asked
+            labels += [*self.ids(response), self.tokenizer.eos_token_id]
+        return row, labels
+
+    def asked(self, instruction: str) -> list[list[int]]:
+        """An instruction as the package's processor has it: after a beginning, or with an end."""
+        words = [[word] for word in self.ids(instruction)]
+        if self.kind == "decoder_only":
+            return [[self.tokenizer.bos_token_id], *words]
+        return [*words, [self.tokenizer.eos_token_id]]
 
 
-def padded(rows: list[list[int]], value: int) -> torch.Tensor:
+def padded(rows: list[list], value: Any, left: bool = False) -> torch.Tensor:
     """Rows of one length, a multiple of 16: a run with every length took more and more memory."""
     longest = max(map(len, rows))
     length = longest + -longest % 16
-    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+    rests = [[value] * (length - len(row)) for row in rows]
+    return torch.tensor([rest + row if left else row + rest for row, rest in zip(rows, rests, strict=True)])
+
+
+def embed(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """One embedding a position, as long as a word's: the sum of its words' by the root of their number.
+
+    Args:
+        input_ids: [rows, positions, words].
+    """
+    there = (input_ids != model.config.pad_token_id).unsqueeze(-1)
+    summed = (model.get_input_embeddings()(input_ids) * there).sum(2)
+    return summed / there.sum(2).clamp(min=1).sqrt()
+
+
+def take_words_at_once(model: PreTrainedModel) -> None:
+    """Let the model take `input_ids` of several words a position."""
+
+    def forward(module: torch.nn.Module, args: tuple, inputs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return args, {"inputs_embeds": embed(model, inputs.pop("input_ids")), **inputs}
+
+    model.register_forward_pre_hook(forward, with_kwargs=True)
 
 
 @torch.inference_mode()
-def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, kind: str, count: int) -> dict[str, float]:
+def accuracy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, kind: str, count: int, at_once: bool = False
+) -> dict[str, float]:
     """Share of right answers to single instructions of unseen lessons, by their form.
 
     A caption is right when it names the color and shape of all things in their order; other answers when they are word
     for word as expected. For questions that are to be made up, where many would do, that says too little.
+
+    Args:
+        at_once: the words of a thing come at once.
     """
     collator = Collator(kind, tokenizer)
     right: dict[str, list[bool]] = {}
-    asked: list[tuple[list[int], Pair]] = []
+    asked: list[tuple[list[list[int]], Pair]] = []
     for index in range(count):
-        scene, pairs = lesson(random.Random(f"-1/{index}"), pairs=4)
-        for pair in pairs:
-            ids = collator.ids(scene)
-            if kind == "decoder_only":
-                ids += [tokenizer.bos_token_id, *collator.ids(pair.instruction)]
-            else:
-                ids += [*collator.ids(pair.instruction), tokenizer.eos_token_id]
-            asked.append((ids, pair))
+        scene, pairs = lesson(random.Random(f"-1/{index}"), pairs=4, at_once=at_once)
+        asked += [([*collator.scene(scene), *collator.asked(pair.instruction)], pair) for pair in pairs]
     asked.sort(key=lambda each: len(each[0]))
     for start in range(0, len(asked), 64):
         batch = asked[start : start + 64]
-        inputs = tokenizer.pad({"input_ids": [ids for ids, _ in batch]}, padding_side="left", return_tensors="pt")
+        inputs = collator.inputs([row for row, _ in batch], left=True)
+        inputs["inputs_embeds"] = embed(model, inputs.pop("input_ids"))
         made = model.generate(**inputs, max_new_tokens=60, do_sample=False)
-        if kind == "decoder_only":
-            made = made[:, inputs["input_ids"].shape[1] :]
         for answer, (_, pair) in zip(tokenizer.batch_decode(made, skip_special_tokens=True), batch, strict=True):
             expected = tokenizer.decode(collator.ids(pair.response))
             if pair.form == "captions":
@@ -195,7 +234,7 @@ def named_things(caption: str) -> list[str]:
 
 def main() -> None:
     parser = options(__doc__.splitlines()[0], steps=6000, batch_size=32, learning_rate=2e-3)
-    parser.add_argument("kind", choices=("decoder_only", "encoder_decoder"))
+    parser.add_argument("kind", choices=CLASSES)
     parser.add_argument(
         "--drill",
         type=float,
@@ -208,7 +247,7 @@ def main() -> None:
     set_seed(args.seed)
     make_tokenizers(args.output / "tokenizers")
     tokenizer: Any = AutoTokenizer.from_pretrained(args.output / "tokenizers" / args.kind)
-    model_class = LlamaForCausalLM if args.kind == "decoder_only" else T5ForConditionalGeneration
+    model_class = CLASSES[args.kind]
     if not args.check:
         model = (
             model_class.from_pretrained(args.start, dtype=torch.float32)
@@ -217,6 +256,7 @@ def main() -> None:
         )
         model.set_attn_implementation("eager")  # on a CPU two thirds of the time of torch's fused attention
         lessons = Lessons(args.steps * args.batch_size, args.seed, args.drill, grown=args.start is not None)
+        take_words_at_once(model)
         optimizer = MuonAndAdamW(model, args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
         pretrain(model, args, lessons, Collator(args.kind, tokenizer), optimizer)
         keep(model, tokenizer, args.output / "model")
@@ -225,6 +265,8 @@ def main() -> None:
         folder = Path(get_last_checkpoint(str(args.output / "run")))
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     report("right answers to unseen lessons", accuracy(model, tokenizer, args.kind, 400))
+    shares = accuracy(model, tokenizer, args.kind, 400, at_once=True)
+    report("right answers with the words of each thing at once", shares)
 
 
 if __name__ == "__main__":

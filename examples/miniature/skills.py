@@ -359,6 +359,8 @@ def name_thing(thing: Thing, rng: random.Random, detail: float) -> str:
     """ "a red circle", or with more of its attributes; `detail`: the chance of each to be told."""
     words = [value for value in (thing.size, thing.pattern) if value != "plain" and rng.random() < detail]
     words += [thing.color, thing.shape]
+    if rng.random() < detail:
+        words.append(place_phrase(thing.place))
     return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
 
 

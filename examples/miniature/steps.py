@@ -18,8 +18,8 @@ from typing import Any
 from write_datasets import write_datasets
 
 from instructblip.eval_tasks.cider import cider
-from instructblip.eval_tasks.report import measure_models
-from instructblip.eval_tasks.report_tables import Column, Measured, read_published
+from instructblip.eval_tasks.report_results import TaskRun, read_models, read_samples
+from instructblip.eval_tasks.report_tables import Column, read_published
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -52,6 +52,18 @@ def run(program: Sequence[str | Path], options: Mapping[str, object], log: Path 
         command = [sys.executable, *words]
         # recipes and releases name folders from the repository's root
         subprocess.run(command, check=True, cwd=REPOSITORY, env=environment, stdout=out, stderr=out)
+
+
+def stage2(kind: str) -> Path:
+    """The shipped release of stage 2, BLIP-2 in small, with this kind of language model.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    folder = BACKBONES / f"stage2_{kind}"
+    if not (REPOSITORY / folder).is_dir():
+        raise FileNotFoundError(f"{folder} is missing: pretrain_bridge.py makes it")
+    return folder
 
 
 def draw(
@@ -99,17 +111,6 @@ def evaluate(
     return output
 
 
-def held_out_scores(results: Path) -> Scores:
-    """The scores of the paper's main table from a folder of results, by its columns."""
-    ((_, measured),) = measure_models([results])
-    scores: Scores = {}
-    for column in HELD_OUT:
-        value = measured[column.task].scores[column.metric].value
-        assert value is not None
-        scores[column.name] = 100 * value
-    return scores
-
-
 def mean(scores: Scores) -> float:
     return statistics.mean(scores.values())
 
@@ -122,13 +123,13 @@ def chance(results: Path) -> Scores:
     Args:
         results: of any model; only the documents that it was asked are read.
     """
-    ((_, measured),) = measure_models([results])
-    return {column.name: 100 * guess(column.metric, documents(measured[column.task])) for column in HELD_OUT}
+    (model,) = read_models([results])
+    return {column.name: 100 * guess(column.metric, documents(model.runs[column.task])) for column in HELD_OUT}
 
 
-def documents(measured: Measured) -> list[dict[str, Any]]:
+def documents(run: TaskRun) -> list[dict[str, Any]]:
     """What was asked in a task, with its answers."""
-    samples = measured.samples
+    samples = read_samples(run)
     assert samples is not None  # `evaluate` logs them
     return [samples.line(place)["doc"] for place in range(len(samples.names))]
 

@@ -12,7 +12,19 @@ import skills
 from skills import Exchange
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
-from world import FEELINGS, NAMES, SHAPES, SIGNS, TITLES, Scene, describe, describe_clip, new_clip, new_scene
+from world import (
+    FEELINGS,
+    NAMES,
+    SHAPES,
+    SIGNS,
+    TITLES,
+    Scene,
+    describe,
+    describe_at_once,
+    describe_clip,
+    new_clip,
+    new_scene,
+)
 
 from instructblip.datasets_builders.instructions import InstructionFormat
 from instructblip.datasets_builders.schema import make_sample
@@ -51,7 +63,7 @@ def word_instruction(exchange: Exchange, task: str, rng: random.Random, **extra)
 
 
 def captions(scene: Scene, rng: random.Random) -> Pair:
-    caption = skills.reading_caption(scene, rng) if scene.words else skills.caption(scene, rng, rng.choice((0.0, 0.5)))
+    caption = skills.reading_caption(scene, rng) if scene.words else skills.caption(scene, rng, rng.choice((0.3, 0.5)))
     ocr = list(scene.words) if rng.random() < 0.5 else []
     return word_instruction(Exchange("", caption), "caption", rng, ocr_tokens=ocr)
 
@@ -115,8 +127,8 @@ def talking(scene: Scene, rng: random.Random) -> Pair | None:
 PLAIN = (
     (finding, 10), (looking, 8), (captions, 2), (asking, 1), (chatting, 1), (talking, 1), (without_choices, 1),
     (about(skills.knowledge, "vqa"), 2), (about(skills.everyday, "multiple_choice"), 1),
-    (about(skills.relation_statement, "true_false"), 2), (about(skills.compositional, "vqa"), 2),
-    (about(skills.icons, "multiple_choice"), 1), (about(skills.science, "multiple_choice"), 1),
+    (about(skills.relation_statement, "true_false"), 3), (about(skills.compositional, "vqa"), 3),
+    (about(skills.icons, "multiple_choice"), 1), (about(skills.science, "multiple_choice"), 3),
 )  # fmt: skip
 BOOK = ((about(skills.cover, "vqa"), 4), (reading, 2), (captions, 1))
 SIGN = ((reading, 3), (captions, 1), (looking, 3))
@@ -130,16 +142,20 @@ KINDS: dict[str, tuple[dict, tuple]] = {
 }
 
 
-def lesson(rng: random.Random, most_things: int = 5, pairs: int = 12, drill: bool = False) -> tuple[str, list[Pair]]:
+def lesson(
+    rng: random.Random, most_things: int = 5, pairs: int = 12, drill: bool = False, at_once: bool = False
+) -> tuple[str, list[Pair]]:
     """A scene or film in words and what can be said about it.
 
     Args:
         most_things: scenes have so many things at most; lessons start with one.
         pairs: how many instructions.
         drill: nothing but finding things.
+        at_once: the words of a thing are to be read as one, as `describe_at_once` says.
     """
-    kind = "drill" if drill else rng.choices(("plain", "sign", "book", "meme", "film"), (6, 1, 1, 1, 1))[0]
+    kind = "drill" if drill else rng.choices(("plain", "sign", "book", "meme", "film"), (12, 2, 2, 2, 3))[0]
     order = rng if rng.random() < 0.5 else None
+    everywhere = rng.random() < 0.5
     said: list[Pair] = []
     if kind == "film":
         clip = new_clip(rng)
@@ -147,6 +163,8 @@ def lesson(rng: random.Random, most_things: int = 5, pairs: int = 12, drill: boo
             exchange = skills.happening(clip, rng)
             if exchange:
                 said.append(word_instruction(exchange, "vqa", rng)._replace(form="happening"))
+        if at_once:
+            return " ".join(describe_at_once(frame, everywhere) for frame in clip.frames), said
         return describe_clip(clip, order), said
     options, ways = KINDS[kind]
     scene = new_scene(rng, **({"most": most_things} | options | {"most": min(most_things, options.get("most", 5))}))
@@ -156,7 +174,7 @@ def lesson(rng: random.Random, most_things: int = 5, pairs: int = 12, drill: boo
         pair = function(scene, rng)
         if pair:
             said.append(pair._replace(form=function.__name__))
-    return describe(scene, order), said
+    return describe_at_once(scene, everywhere, order) if at_once else describe(scene, order), said
 
 
 def vocabulary() -> list[str]:

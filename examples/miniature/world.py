@@ -162,6 +162,28 @@ def describe(scene: Scene, rng: random.Random | None = None) -> str:
     return " ; ".join([*parts, f"ground : {scene.ground}"])
 
 
+def describe_at_once(scene: Scene, everywhere: bool, rng: random.Random | None = None) -> str:
+    """The whole truth with the words of a thing joined by "+": they are to be read as one, as a query token is.
+
+    Args:
+        everywhere: tell what is at the places without a thing as well: the ground.
+        rng: puts things in another order.
+    """
+    taken = {each.place: each for each in scene.things}
+    parts = []
+    for place, name in enumerate(PLACES):
+        thing = taken.get(place)
+        words = [thing.size, thing.color, thing.pattern, thing.shape] if thing else [scene.ground]
+        if thing or everywhere:
+            parts.append("+".join([*name.split(), *words]))
+    parts += [f"written+above+{scene.top_word}"] * bool(scene.top_word)
+    parts += [f"written+below+{scene.bottom_word}"] * bool(scene.bottom_word)
+    parts.append(f"ground+{scene.ground}")
+    if rng is not None:
+        rng.shuffle(parts)
+    return " ".join(parts)
+
+
 def describe_clip(clip: Clip, rng: random.Random | None = None) -> str:
     """The frames of a film, one after the other."""
     return " | ".join(describe(frame, rng) for frame in clip.frames)

@@ -18,6 +18,7 @@ import random
 import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -127,13 +128,12 @@ def coco_caption(folder: Folder) -> None:
 
 
 def capfilt(folder: Folder) -> None:
-    """As img2dataset writes them: short and long captions of all kinds of pictures, of which some leave a thing out."""
+    """As img2dataset writes them: captions of all kinds of pictures, with more details; some leave a thing out."""
     with tarfile.open(folder.path / "00000.tar", "w") as tar:
         for number in range(folder.scaled(4000)):
-            kind = folder.rng.choices(("short", "long", "sign"), (2, 2, 1))[0]
-            scene = new_scene(folder.rng, CAPTIONED, bottom_words=SIGNS if kind == "sign" else ())
+            scene = new_scene(folder.rng, CAPTIONED, bottom_words=folder.rng.choice(((), (), (), (), SIGNS)))
             told = scene.things[: max(1, len(scene.things) - folder.rng.choice((0, 0, 0, 1)))]
-            write = {"short": skills.caption, "long": skills.detail, "sign": skills.reading_caption}[kind]
+            write = skills.reading_caption if scene.words else partial(skills.caption, detail=0.5)
             caption = write(dataclasses.replace(scene, things=told), folder.rng)
             picture = BytesIO()
             folder.draw(scene).save(picture, "JPEG", quality=95)

@@ -27,9 +27,9 @@ def tokenizers(tmp_path_factory):
 
 def test_every_word_of_a_lesson_has_a_number(tokenizers):
     rng = random.Random(5)
-    for _ in range(300):
-        scene, pairs = texts.lesson(rng)
-        for text in (scene, *(f"{instruction} {response}" for instruction, response, _ in pairs)):
+    for number in range(300):
+        scene, pairs = texts.lesson(rng, at_once=number % 3 == 0)
+        for text in (scene.replace("+", " "), *(f"{instruction} {response}" for instruction, response, _ in pairs)):
             for tokenizer in tokenizers.values():
                 assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"], text
 
@@ -40,8 +40,10 @@ def test_lessons_are_the_same_for_the_same_seed_and_grow():
     assert [lessons[index][2] for index in (0, 459, 460, 999)] == [True, True, False, False]
     drilled = [{pair.form for pair in lessons[index][1]} == {"finding"} for index in (199, 200, 349, 350)]
     assert drilled == [False, True, True, False]
-    early = [lessons[index][0] for index in range(30)]
-    assert max(scene.count(" ; ") for scene in early if "|" not in scene) <= 3  # a thing, two words, the ground
+    scenes = [lessons[index][0] for index in range(40)]
+    assert 10 < sum("+" in scene for scene in scenes) < 30
+    apart = [scene for scene in scenes if "+" not in scene and "|" not in scene]
+    assert max(scene.count(" ; ") for scene in apart) <= 3  # a thing, two words, the ground
 
 
 @pytest.mark.parametrize("wording", [True, False])
@@ -53,7 +55,8 @@ def test_a_decoder_learns_responses_and_perhaps_instructions_but_not_the_scene(t
     learned = tokenizers["decoder_only"].decode(batch["labels"][0][batch["labels"][0] >= 0])
     both = "whatisred?star</s>whatisinthebackground?sea</s>"
     assert learned.replace(" ", "") == (both if wording else "star</s>sea</s>")
-    assert (batch["input_ids"][0][batch["labels"][0] >= 0] == batch["labels"][0][batch["labels"][0] >= 0]).all()
+    words = batch["input_ids"][0, :, 0]
+    assert (words[batch["labels"][0] >= 0] == batch["labels"][0][batch["labels"][0] >= 0]).all()
 
 
 def test_an_encoder_decoder_answers_several_instructions_in_order(tokenizers):
@@ -69,6 +72,36 @@ def test_long_lessons_are_cut_between_instructions(tokenizers):
         batch = pretrain_language.Collator(kind, tokenizers[kind])([(scene, [pair] * 60, True)])
         assert batch["input_ids"].shape[1] <= pretrain_language.MOST_TOKENS[kind]
         assert (batch["labels"] == tokenizers[kind].convert_tokens_to_ids("</s>")).sum() > 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_at_once_are_one_position_as_long_as_a_word(tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    collator = pretrain_language.Collator(kind, tokenizer)
+    scene = world.Scene((world.Thing("star", "blue", "dotted", "large", 0),), "sea", bottom_word="cafe")
+    text = world.describe_at_once(scene, everywhere=False)
+    assert text == "top+left+large+blue+dotted+star written+below+cafe ground+sea"
+    model = pretrain_language.new_model(kind, tokenizer)
+    embeddings = pretrain_language.embed(
+        model, collator.inputs([collator.scene(text), collator.scene("red")])["input_ids"]
+    )
+    words = model.get_input_embeddings()(torch.tensor(collator.ids("top left large blue dotted star")))
+    torch.testing.assert_close(embeddings[0, 0], words.sum(0) / 6**0.5)
+    torch.testing.assert_close(embeddings[1, 0], model.get_input_embeddings()(torch.tensor(collator.ids("red")))[0])
+    assert embeddings.shape[1] == 16
+    assert not embeddings[0, 3:].any()
+    pretrain_language.take_words_at_once(model)
+    batch = collator([(text, [texts.Pair("what is red?", "star")], True)])
+    assert model(**batch).loss.isfinite()
+
+
+def test_the_ground_is_at_the_places_without_a_thing():
+    scene = world.Scene((world.Thing("star", "blue", "dotted", "large", 0),), "sea")
+    told = world.describe_at_once(scene, everywhere=True, rng=random.Random(1)).split()
+    assert len(told) == 10
+    assert "bottom+right+sea" in told
+    assert "top+left+sea" not in told
+    assert told != world.describe_at_once(scene, everywhere=True).split()
 
 
 def test_what_the_encoder_is_to_tell_by_hand():
@@ -97,9 +130,19 @@ def test_the_shipped_encoder_shows_every_attribute_to_a_linear_probe():
     assert min(shares.values()) > 0.95, shares
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if (FOLDER / "backbones" / kind).is_dir()])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_shipped_language_model_answers_what_it_is_asked(kind, at_once):
+    folder = FOLDER / "backbones" / kind
+    model = pretrain_language.CLASSES[kind].from_pretrained(folder, dtype=torch.float32).eval()
+    shares = pretrain_language.accuracy(model, AutoTokenizer.from_pretrained(folder), kind, 60, at_once)
+    held_in = ("captions", "cover", "everyday", "finding", "knowledge", "looking", "reading")
+    assert min(shares[form] for form in held_in) > 0.85, shares
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_steps_give_backbones_that_go_together(kind, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pretrain_language, "accuracy", lambda *args: {"short": 0.0})
+    monkeypatch.setattr(pretrain_language, "accuracy", lambda *args, **options: {"short": 0.0})
     monkeypatch.setattr(pretrain_vision, "accuracy", lambda *args: {"shape": 0.0})
     monkeypatch.setattr(pretrain_vision, "fit_probes", lambda encoder: None)
     small = ["--steps", "2", "--batch_size", "2", "--output"]
