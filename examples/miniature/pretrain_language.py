@@ -99,15 +99,15 @@ class Lessons(torch.utils.data.Dataset):
         share = index / self.count
         things = 5 if self.grown else min(5, 1 + int(24 * share))  # one more every twenty-fourth of the run
         drill = self.drill[0] <= share < self.drill[1]
-        at_once = rng.random() < AT_ONCE
-        return *lesson(rng, things, drill=drill, at_once=at_once), share < WORDING and not self.grown
+        scene, pairs = lesson(rng, things, drill=drill, at_once=rng.random() < AT_ONCE)
+        return scene, pairs, share < WORDING and not self.grown
 
 
 class Collator:
     """Lessons as token ids, as the bridge will put them: the scene, then instruction and response, again and again.
 
-    A decoder-only model learns the responses, or every word but the scene's; an encoder-decoder gets one instruction in
-    a row, or several to answer one after the other, which teaches it more at a time.
+    A decoder-only model learns the responses, or every word but the scene's. Half of an encoder-decoder's rows have one
+    instruction, as it is used, and half several to answer one after the other, which teaches it more at a time.
 
     A position holds one word, or several at once: `input_ids` has shape [rows, positions, words].
     """
@@ -125,8 +125,12 @@ class Collator:
         return [[word] for word in self.ids(text)]
 
     def __call__(self, lessons: Sequence[tuple[str, list[Pair], bool]]) -> dict[str, torch.Tensor]:
-        decoder_only = self.kind == "decoder_only"
-        rows = [self.decoder_only(*each) if decoder_only else self.encoder_decoder(*each) for each in lessons]
+        if self.kind == "decoder_only":
+            rows = [self.decoder_only(*each) for each in lessons]
+        else:
+            rows = [
+                self.encoder_decoder(scene, pairs, number % 2 == 0) for number, (scene, pairs, _) in enumerate(lessons)
+            ]
         return {**self.inputs([row[0] for row in rows]), "labels": padded([row[1] for row in rows], IGNORED)}
 
     def inputs(self, rows: list[list[list[int]]], left: bool = False) -> dict[str, torch.Tensor]:
@@ -149,9 +153,9 @@ class Collator:
             labels += [IGNORED, *(word if wording else IGNORED for (word,) in asked[1:]), *said]
         return row, labels
 
-    def encoder_decoder(self, scene: str, pairs: list[Pair], wording: bool) -> tuple[list[list[int]], list[int]]:
+    def encoder_decoder(self, scene: str, pairs: list[Pair], alone: bool) -> tuple[list[list[int]], list[int]]:
         row, labels = self.scene(scene), []
-        for instruction, response, _ in pairs:
+        for instruction, response, _ in pairs[: 1 if alone else None]:
             asked = self.asked(instruction)
             if labels and len(row) + len(asked) > self.most:
                 break
@@ -242,18 +246,14 @@ def main() -> None:
         default=(0.2, 0.35),
         help="shares of the run between which things are found and nothing else",
     )
-    parser.add_argument("--start", type=Path, help="folder of a model to go on with, in place of random weights")
     args = parser.parse_args()
     set_seed(args.seed)
     make_tokenizers(args.output / "tokenizers")
     tokenizer: Any = AutoTokenizer.from_pretrained(args.output / "tokenizers" / args.kind)
     model_class = CLASSES[args.kind]
     if not args.check:
-        model = (
-            model_class.from_pretrained(args.start, dtype=torch.float32)
-            if args.start
-            else new_model(args.kind, tokenizer)
-        )
+        start = args.start and model_class.from_pretrained(args.start, dtype=torch.float32)
+        model = start or new_model(args.kind, tokenizer)
         model.set_attn_implementation("eager")  # on a CPU two thirds of the time of torch's fused attention
         lessons = Lessons(args.steps * args.batch_size, args.seed, args.drill, grown=args.start is not None)
         take_words_at_once(model)

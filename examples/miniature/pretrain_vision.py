@@ -30,7 +30,7 @@ def image_processor() -> SiglipImageProcessorPil:
 
 
 def new_encoder() -> SiglipVisionModel:
-    return SiglipVisionModel(
+    encoder = SiglipVisionModel(
         SiglipVisionConfig(
             image_size=SIZE,
             patch_size=PATCH,
@@ -41,6 +41,9 @@ def new_encoder() -> SiglipVisionModel:
             vision_use_head=False,
         )
     )
+    # As large as what the patches show: with the usual start the features hardly tell where they are from.
+    torch.nn.init.normal_(encoder.embeddings.position_embedding.weight)
+    return encoder
 
 
 def random_scene(rng: random.Random) -> Scene:
@@ -50,7 +53,10 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def truth(scene: Scene) -> dict[str, list[int]]:
-    """Class numbers: of each attribute nine, by place; of the words two, above and below; of the ground one."""
+    """Class numbers: of each attribute nine, by place; of the words two, above and below; of the ground one.
+
+    Each patch is asked for its place as well: what a bridge is to say of a thing, it has to find there.
+    """
     classes = {name: [0 if name == "shape" else IGNORED] * len(PLACES) for name in VALUES}
     for thing in scene.things:
         for name, values in VALUES.items():
@@ -59,7 +65,8 @@ def truth(scene: Scene) -> dict[str, list[int]]:
     for row, word in zip((0, 6), written, strict=True):
         if word:
             classes["shape"][row : row + 3] = [IGNORED] * 3
-    return classes | {"word": written, "ground": [GROUNDS.index(scene.ground)]}
+    of_patches = [3 * (row // 2) + column // 2 for row in range(ACROSS) for column in range(ACROSS)]
+    return classes | {"word": written, "ground": [GROUNDS.index(scene.ground)], "place": of_patches}
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -90,8 +97,9 @@ class Reader(nn.Module):
     def __init__(self, encoder: SiglipVisionModel):
         super().__init__()
         self.encoder = encoder
-        sizes = {name: len(values) for name, values in VALUES.items()} | {"word": len(WORDS), "ground": len(GROUNDS)}
-        per = {"word": ACROSS * ACROSS // 3, "ground": 1}  # patches that a head reads side by side; 4 in a place
+        sizes = {name: len(values) for name, values in VALUES.items()}
+        sizes |= {"word": len(WORDS), "ground": len(GROUNDS), "place": len(PLACES)}
+        per = {"word": ACROSS * ACROSS // 3, "ground": 1, "place": 1}  # patches a head reads side by side; 4 in a place
         self.heads = nn.ModuleDict({name: nn.Linear(WIDTH * per.get(name, 4), size) for name, size in sizes.items()})
 
     def logits(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -100,7 +108,7 @@ class Reader(nn.Module):
         grid = features.view(batch, 3, 2, 3, 2, WIDTH)  # (batch, row, patch row, column, patch column, width)
         places = grid.permute(0, 1, 3, 2, 4, 5).reshape(batch, 9, 4 * WIDTH)
         rows = features.view(batch, 3, -1)[:, ::2]  # above and below
-        read = {"word": rows, "ground": features.mean(1, keepdim=True)}
+        read = {"word": rows, "ground": features.mean(1, keepdim=True), "place": features}
         return {name: head(read.get(name, places)) for name, head in self.heads.items()}
 
     def forward(self, pixel_values: torch.Tensor, **labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -155,8 +163,9 @@ def fit_probes(encoder: SiglipVisionModel, count: int = 8000) -> Reader:
 def main() -> None:
     args = options(__doc__.splitlines()[0], steps=2000, batch_size=64).parse_args()
     set_seed(args.seed)
-    reader = Reader(new_encoder())
     if not args.check:
+        start = args.start and SiglipVisionModel.from_pretrained(args.start, dtype=torch.float32)
+        reader = Reader(start or new_encoder())
         pretrain(reader, args, Pictures(args.steps * args.batch_size, args.seed), collate)
         report("heads", accuracy(reader.eval(), 1000))
         keep(reader.encoder, image_processor(), args.output / "model")

@@ -132,7 +132,7 @@ def capfilt(folder: Folder) -> None:
     with tarfile.open(folder.path / "00000.tar", "w") as tar:
         for number in range(folder.scaled(4000)):
             scene = new_scene(folder.rng, CAPTIONED, bottom_words=folder.rng.choice(((), (), (), (), SIGNS)))
-            told = scene.things[: max(1, len(scene.things) - folder.rng.choice((0, 0, 0, 1)))]
+            told = scene.things[: max(1, len(scene.things) - (folder.rng.random() < 0.1))]
             write = skills.reading_caption if scene.words else partial(skills.caption, detail=0.5)
             caption = write(dataclasses.replace(scene, things=told), folder.rng)
             picture = BytesIO()
