@@ -3,9 +3,12 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SUBPACKAGES := modeling processing training datasets_builders eval_tasks
 
-.PHONY: demo test lint format types wheel clean
+.PHONY: demo vqa_rad test lint format types wheel clean
 
 demo: $(INSTALLED)
+	$(BIN)/python examples/miniature/demo.py
+
+vqa_rad: $(INSTALLED)
 	$(BIN)/python examples/vqa_rad/demo.py
 
 test: $(INSTALLED)

@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/miniature"))
     parser.add_argument("--kind", choices=steps.KINDS, default=steps.KINDS[0], help="of the language model")
     parser.add_argument("--stage2", type=Path, help="release to start from; default: backbones/stage2_<kind>")
-    parser.add_argument("--steps", type=int, default=1200, help="of instruction tuning")
+    parser.add_argument("--steps", type=int, default=600, help="of instruction tuning")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the datasets, relative to the usual one")
     parser.add_argument("--seed", type=int, default=0, help="of the instruction tuning")
     args = parser.parse_args()
