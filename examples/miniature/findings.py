@@ -33,17 +33,18 @@ HELD_IN = (  # which datasets make the paper's average over held-in ones is reca
     Column("A-OKVQA", "instructblip_aokvqa_multiple_choice", "accuracy", ""),
 )
 HELD_OUT_NAMES = tuple(column.name for column in steps.HELD_OUT)
+IN, OUT, ANSWERS, OUT_OF_FIGURE_4 = "held-in", "held-out", "held-out without captions", "held-out of Fig. 4"
 MEANS = {  # what is averaged
-    "held-out": HELD_OUT_NAMES,
-    "held-out without captions": steps.ANSWERED,
-    "held-out of Fig. 4": ("GQA", "TextVQA", "VSR", "HM", "IconQA", "SciQA", "iVQA", "VizWiz"),  # as the paper says
-    "held-in": tuple(column.name for column in HELD_IN),
+    OUT: HELD_OUT_NAMES,
+    ANSWERS: steps.ANSWERED,
+    OUT_OF_FIGURE_4: ("GQA", "TextVQA", "VSR", "HM", "IconQA", "SciQA", "iVQA", "VizWiz"),  # as the paper says
+    IN: tuple(column.name for column in HELD_IN),
 }
 LIKE = {"decoder_only": "Vicuna-7B", "encoder_decoder": "FlanT5-XL"}  # the paper's model of that kind
 
 # Score of the ablation less that of InstructBLIP, in points: arXiv 2305.06500, Table 2, read in a copy of the table.
 FULL, NO_INSTRUCTION, NO_BALANCING = "full", "no_instruction", ("no_balancing_uniform", "no_balancing_proportional")
-PAPER_COLUMNS = ("held-in", "GQA", "SciQA", "IconQA", "VizWiz", "iVQA")
+PAPER_COLUMNS = (IN, "GQA", "SciQA", "IconQA", "VizWiz", "iVQA")
 PAPER_TABLE_2 = {
     ("encoder_decoder", NO_INSTRUCTION): (-4.3, -2.5, -7.0, -4.2, -7.6, -5.6),
     ("decoder_only", NO_INSTRUCTION): (-1.9, -1.0, -5.3, -1.9, -2.1, -15.4),
@@ -74,7 +75,6 @@ class Finding:
     expected: int = 1
 
 
-IN, OUT, ANSWERS, OUT_OF_FIGURE_4 = "held-in", "held-out", "held-out without captions", "held-out of Fig. 4"
 FINDINGS = (
     Finding("A model that sees the pictures beats one that does not", "a check, not in the paper", FULL, "blind", OUT),
     *(
@@ -197,7 +197,7 @@ def table_2(runs: Sequence[Run], experiments: Mapping[str, "Experiment"], kinds:
     rows = []
     for kind, name in pairs("table_2", experiments, kinds):
         cells = [shown(spread(runs, kind, name, score)) for score in columns]
-        seeds = len(by_seed(runs, kind, name, "held-out"))
+        seeds = len(by_seed(runs, kind, name, OUT))
         rows.append(row(f"{experiments[name].label}, {kind}", [Cell(str(seeds)), *cells], name))
     return Table("Held-out scores (Tables 1 and 2)", "experiment", ["seeds", *headings(columns)], rows, [])
 
@@ -215,7 +215,7 @@ def differences(runs: Sequence[Run], experiments: Mapping[str, "Experiment"], ki
 
 def directions(runs: Sequence[Run], experiments: Mapping[str, "Experiment"], kinds: Sequence[str]) -> Table:
     """The paper's differences beside ours, as up and down."""
-    columns = ["held-in", *HELD_OUT_NAMES]
+    columns = [IN, *HELD_OUT_NAMES]
     paper = {place: dict(zip(PAPER_COLUMNS, points, strict=True)) for place, points in PAPER_TABLE_2.items()}
     paper |= {(kind, "blip2"): paper_blip2(LIKE[kind]) for kind in kinds}
     rows = []
@@ -246,7 +246,7 @@ def paper_blip2(language_model: str) -> dict[str, float]:
 
 
 def figure_4(runs: Sequence[Run], experiments: Mapping[str, "Experiment"], kinds: Sequence[str]) -> Table:
-    columns = ["held-in", "held-out of Fig. 4"]
+    columns = [IN, OUT_OF_FIGURE_4]
     rows = [
         row(f"{experiments[name].label}, {kind}", [shown(spread(runs, kind, name, score)) for score in columns], name)
         for kind, name in pairs("figure_4", experiments, kinds)
@@ -362,7 +362,7 @@ def write_report(output: Path, experiments: Mapping[str, "Experiment"], kinds: S
         kind: {
             name: {
                 score: as_numbers(values)
-                for score in (*MEANS, *HELD_OUT_NAMES, *MEANS["held-in"])
+                for score in (*MEANS, *HELD_OUT_NAMES, *MEANS[IN])
                 if (values := spread(runs, kind, name, score))
             }
             for name in experiments
@@ -416,8 +416,8 @@ def plots(
     wanted = {
         "Mean of the 13 held-out benchmarks": ("table_2", OUT),
         "Mean of the 11 without captions": ("table_2", ANSWERS),
-        "Figure 4, held-out": ("figure_4", "held-out of Fig. 4"),
-        "Figure 4, held-in": ("figure_4", "held-in"),
+        "Figure 4, held-out": ("figure_4", OUT_OF_FIGURE_4),
+        "Figure 4, held-in": ("figure_4", IN),
         "Table 3, ScienceQA": ("table_3", "SciQA"),
     }
     figures = []

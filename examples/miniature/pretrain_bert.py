@@ -47,30 +47,24 @@ def accuracy(model: BertForMaskedLM, tokenizer: Any, count: int = 2000) -> float
     return torch.cat(right).float().mean().item()
 
 
-def new_model(vocab_size: int) -> BertForMaskedLM:
-    """A model with random weights."""
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=vocab_size,
-            hidden_size=128,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            intermediate_size=256,
-            max_position_embeddings=160,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
-    )
-
-
 def main() -> None:
     args = options(__doc__.splitlines()[0], steps=1500, batch_size=128, learning_rate=2e-3).parse_args()
     set_seed(args.seed)
     make_tokenizers(args.output / "tokenizers")
     tokenizer: Any = AutoTokenizer.from_pretrained(args.output / "tokenizers" / "qformer")
     if not args.check:
-        start = args.start and BertForMaskedLM.from_pretrained(args.start, dtype=torch.float32)
-        model = start or new_model(len(tokenizer))
+        model = BertForMaskedLM(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=128,
+                num_hidden_layers=6,
+                num_attention_heads=4,
+                intermediate_size=256,
+                max_position_embeddings=160,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
+        )
         model.set_attn_implementation("eager")
         sentences = Sentences(args.steps * args.batch_size, args.seed, tokenizer)
         optimizer = MuonAndAdamW(model, args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))

@@ -144,10 +144,10 @@ class Collator:
     def decoder_only(self, scene: str, pairs: list[Pair], wording: bool) -> tuple[list[list[int]], list[int]]:
         eos = self.tokenizer.eos_token_id
         row = self.scene(scene)
-        labels = [IGNORED] * len(row)
+        before, labels = len(row), [IGNORED] * len(row)
         for instruction, response, _ in pairs:
             asked, said = self.asked(instruction), [*self.ids(response), eos]
-            if len(row) + len(asked) + len(said) > self.most and any(label != IGNORED for label in labels):
+            if len(row) + len(asked) + len(said) > self.most and len(row) > before:
                 break
             row += [*asked, *([word] for word in said)]
             labels += [IGNORED, *(word if wording else IGNORED for (word,) in asked[1:]), *said]
@@ -246,6 +246,7 @@ def main() -> None:
         default=(0.2, 0.35),
         help="shares of the run between which things are found and nothing else",
     )
+    parser.add_argument("--start", type=Path, help="folder of a model to go on with, in place of random weights")
     args = parser.parse_args()
     set_seed(args.seed)
     make_tokenizers(args.output / "tokenizers")
@@ -265,8 +266,7 @@ def main() -> None:
         folder = Path(get_last_checkpoint(str(args.output / "run")))
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     report("right answers to unseen lessons", accuracy(model, tokenizer, args.kind, 400))
-    shares = accuracy(model, tokenizer, args.kind, 400, at_once=True)
-    report("right answers with the words of each thing at once", shares)
+    report("with the words of each thing at once", accuracy(model, tokenizer, args.kind, 400, at_once=True))
 
 
 if __name__ == "__main__":

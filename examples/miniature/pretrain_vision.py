@@ -164,8 +164,7 @@ def main() -> None:
     args = options(__doc__.splitlines()[0], steps=2000, batch_size=64).parse_args()
     set_seed(args.seed)
     if not args.check:
-        start = args.start and SiglipVisionModel.from_pretrained(args.start, dtype=torch.float32)
-        reader = Reader(start or new_encoder())
+        reader = Reader(new_encoder())
         pretrain(reader, args, Pictures(args.steps * args.batch_size, args.seed), collate)
         report("heads", accuracy(reader.eval(), 1000))
         keep(reader.encoder, image_processor(), args.output / "model")

@@ -23,7 +23,6 @@ def options(description: str, steps: int, batch_size: int, learning_rate: float 
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch_size", type=int, default=batch_size)
     parser.add_argument("--learning_rate", type=float, default=learning_rate)
-    parser.add_argument("--start", type=Path, help="folder of a model to go on with, in place of random weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check", action="store_true", help="only measure the model that is there")
     return parser

@@ -142,6 +142,16 @@ def in_order(things: Iterable[Thing]) -> tuple[Thing, ...]:
     return tuple(sorted(things, key=lambda thing: thing.place))
 
 
+def facts(scene: Scene) -> list[tuple[str, list[str]]]:
+    """The whole truth about a scene: where something is, and its words."""
+    found = [(PLACES[each.place], [each.size, each.color, each.pattern, each.shape]) for each in scene.things]
+    if scene.top_word:
+        found.append(("written above", [scene.top_word]))
+    if scene.bottom_word:
+        found.append(("written below", [scene.bottom_word]))
+    return [*found, ("ground", [scene.ground])]
+
+
 def describe(scene: Scene, rng: random.Random | None = None) -> str:
     """The whole truth about a scene in one line: what the language models learn to answer from.
 
@@ -149,17 +159,11 @@ def describe(scene: Scene, rng: random.Random | None = None) -> str:
         rng: puts the words of each thing in another order. What is learned from that goes by the words and not by
             where they stand, which a bridge would have to get right.
     """
-    parts = []
-    for each in scene.things:
-        words = [each.size, each.color, each.pattern, each.shape]
-        if rng is not None:
+    told = facts(scene)
+    if rng is not None:
+        for _, words in told:
             rng.shuffle(words)
-        parts.append(f"{PLACES[each.place]} : {' '.join(words)}")
-    if scene.top_word:
-        parts.append(f"written above : {scene.top_word}")
-    if scene.bottom_word:
-        parts.append(f"written below : {scene.bottom_word}")
-    return " ; ".join([*parts, f"ground : {scene.ground}"])
+    return " ; ".join(f"{where} : {' '.join(words)}" for where, words in told)
 
 
 def describe_at_once(scene: Scene, everywhere: bool, rng: random.Random | None = None) -> str:
@@ -169,19 +173,13 @@ def describe_at_once(scene: Scene, everywhere: bool, rng: random.Random | None =
         everywhere: tell what is at the places without a thing as well: the ground.
         rng: puts things in another order.
     """
-    taken = {each.place: each for each in scene.things}
-    parts = []
-    for place, name in enumerate(PLACES):
-        thing = taken.get(place)
-        words = [thing.size, thing.color, thing.pattern, thing.shape] if thing else [scene.ground]
-        if thing or everywhere:
-            parts.append("+".join([*name.split(), *words]))
-    parts += [f"written+above+{scene.top_word}"] * bool(scene.top_word)
-    parts += [f"written+below+{scene.bottom_word}"] * bool(scene.bottom_word)
-    parts.append(f"ground+{scene.ground}")
+    told = facts(scene)
+    if everywhere:
+        there = dict(told)
+        told = [(name, there.get(name, [scene.ground])) for name in PLACES] + told[len(scene.things) :]
     if rng is not None:
-        rng.shuffle(parts)
-    return " ".join(parts)
+        rng.shuffle(told)
+    return " ".join("+".join([*where.split(), *words]) for where, words in told)
 
 
 def describe_clip(clip: Clip, rng: random.Random | None = None) -> str:
