@@ -20,9 +20,8 @@ from pathlib import Path
 import skills
 import steps
 from attention import PROMPT, load_with_attention, looks_at
-from demo_page import Chat, Contents, Looked, Row, draw_samples, look, measured_row, write_page
+from demo_page import MEANS, NAMES, Chat, Contents, Looked, Row, draw_samples, look, measured_row, write_page
 from drawing import draw
-from steps import ANSWERED, HELD_OUT
 from world import Scene, Thing, new_scene
 
 from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
@@ -40,19 +39,12 @@ LOOKED_AT = Scene(
 QUESTIONS = ("what color is the star?", "what color is the heart?", "what pattern does the circle have?")
 
 
-def without_captions(row: Row) -> float:
-    """The mean of the other benchmarks."""
-    return steps.mean({name: row.scores[name] for name in ANSWERED})
-
-
 def table(rows: list[Row]) -> str:
     """The results as text, a line each benchmark."""
     width = max(len(row.label) for row in rows) + 2
-    lines = [f"{'':24}" + "".join(f"{row.label:>{width}}" for row in rows)]
-    for name in [column.name for column in HELD_OUT]:
-        lines.append(f"{name:24}" + "".join(f"{row.scores[name]:{width}.1f}" for row in rows))
-    for words, value in (("mean", lambda row: row.mean), ("mean without captions", without_captions)):
-        lines.append(f"{words:24}" + "".join(f"{value(row):{width}.1f}" for row in rows))
+    lines = [f"{'':32}" + "".join(f"{row.label:>{width}}" for row in rows)]
+    for name in [*NAMES, *MEANS]:
+        lines.append(f"{name:32}" + "".join(f"{row.value(name):{width}.1f}" for row in rows))
     return "\n".join(lines)
 
 
@@ -91,7 +83,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/miniature"))
     parser.add_argument("--kind", choices=steps.KINDS, default=steps.KINDS[0], help="of the language model")
     parser.add_argument("--stage2", type=Path, help="release to start from; default: backbones/stage2_<kind>")
-    parser.add_argument("--steps", type=int, default=600, help="of instruction tuning")
+    parser.add_argument("--steps", type=int, help="of instruction tuning, in place of the recipe's")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the datasets, relative to the usual one")
     parser.add_argument("--seed", type=int, default=0, help="of the instruction tuning")
     args = parser.parse_args()
@@ -105,7 +97,9 @@ def main() -> None:
     blank = steps.draw(output / "blank", scale=args.scale, blank=True)
     results = output / "results"
     results.mkdir(exist_ok=True)
-    tuning = {"model": stage2, "max_steps": args.steps, "seed": args.seed}
+    tuning = {"model": stage2, "seed": args.seed}
+    if args.steps is not None:
+        tuning["max_steps"] = args.steps
 
     def others() -> None:
         blind = steps.train("instruct", blank, output / "blind", log=output / "blind.log", **tuning)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from attention import attention_maps, change, draw_map, draw_sheet
 from PIL import Image
-from steps import HELD_OUT, Scores, mean
+from steps import ANSWERED, HELD_OUT, Scores, mean
 
 from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
 from instructblip.datasets_builders.preview import html_page
@@ -25,6 +25,7 @@ from instructblip.eval_tasks.report_tables import DASH
 from instructblip.eval_tasks.whole_files import write_whole
 
 NAMES = [column.name for column in HELD_OUT]
+MEANS = {f"mean of the {len(names)}{what}": names for names, what in ((NAMES, ""), (ANSWERED, " without captions"))}
 MEASURES = {
     "cider": "CIDEr",
     "vqa_accuracy": "VQA accuracy",
@@ -89,10 +90,10 @@ class Row:
     intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     kind: str = "chance"
 
-    @property
-    def mean(self) -> float | None:
-        """Over all benchmarks; None where one is missing."""
-        return mean(self.scores) if set(NAMES) <= set(self.scores) else None
+    def value(self, name: str) -> float | None:
+        """A benchmark's score, or one of the means; None where one is missing."""
+        names = MEANS.get(name, (name,))
+        return mean({each: self.scores[each] for each in names}) if set(names) <= set(self.scores) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +222,7 @@ def write_page(file: Path, contents: Contents) -> None:
         "<h2>Zero-shot scores on the 13 held-out datasets</h2>",
         f'<p class="caption">{escape(_units())}</p>',
         _table(contents.rows),
-        f'<div class="plots">{"".join(_figure(name, contents.rows) for name in ["mean", *NAMES])}</div>',
+        f'<div class="plots">{"".join(_figure(name, contents.rows) for name in [*MEANS, *NAMES])}</div>',
         "<h2>Questions and answers</h2>",
         f'<p class="caption">Half of them are among those that {escape(judge)} does best on, half among those that it '
         "does worst on, by lot where more are as good. Where candidates are ranked, the likeliest are shown.</p>",
@@ -250,29 +251,27 @@ def _units() -> str:
             others.setdefault(column.metric, []).append(column.name)
     words = ", ".join(f"{MEASURES.get(metric, metric)} for {' and '.join(names)}" for metric, names in others.items())
     return (
-        f"Scores x 100: {words}, accuracy for the others; the mean takes them as they are. Bold: the best. Lines "
+        f"Scores x 100: {words}, accuracy for the others; the means take them as they are. Bold: the best. Lines "
         "through the dots are 95 % intervals over questions; they say nothing of other runs."
     )
 
 
 def _table(rows: Sequence[Row]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in NAMES)
+    columns = {**dict.fromkeys(NAMES, ""), **dict.fromkeys(MEANS, ' class="mean"')}
+    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in columns.items())
     best = {name: max((value for row in rows if (value := _shown(row, name)) != DASH), key=float, default="")
-            for name in ("mean", *NAMES)}  # fmt: skip
+            for name in columns}  # fmt: skip
     lines = []
     for row in rows:
-        cells = "".join(f"<td>{_cell(row, name, best[name])}</td>" for name in NAMES)
+        cells = "".join(f"<td{kind}>{_cell(row, name, best[name])}</td>" for name, kind in columns.items())
         measured = ' class="measured"' if row.kind == "ours" else ""
-        label = f'<th scope="row">{escape(row.label)}</th>'
-        lines.append(f'<tr{measured}>{label}{cells}<td class="mean">{_cell(row, "mean", best["mean"])}</td></tr>')
-    return (
-        f'<div class="sheet"><table><thead><tr><th></th>{head}<th scope="col" class="mean">mean</th></tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+        lines.append(f'<tr{measured}><th scope="row">{escape(row.label)}</th>{cells}</tr>')
+    body = "".join(lines)
+    return f'<div class="sheet"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _shown(row: Row, name: str) -> str:
-    value = row.mean if name == "mean" else row.scores.get(name)
+    value = row.value(name)
     return DASH if value is None else f"{value:.1f}"
 
 
@@ -284,11 +283,10 @@ def _cell(row: Row, name: str, best: str) -> str:
 def _figure(name: str, rows: Sequence[Row]) -> str:
     dots: list[PlotRow] = []
     for row in rows:
-        score = row.mean if name == "mean" else row.scores.get(name)
+        score = row.value(name)
         if score is not None:
             dots.append((row.label, row.kind, score, row.intervals.get(name)))
-    title = f"mean of the {len(NAMES)}" if name == "mean" else name
-    return f"<figure><figcaption>{escape(title)}</figcaption>{dot_plot(dots)}</figure>" if dots else ""
+    return f"<figure><figcaption>{escape(name)}</figcaption>{dot_plot(dots)}</figure>" if dots else ""
 
 
 def _looked(looked: Looked) -> str:
