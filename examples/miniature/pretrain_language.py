@@ -6,6 +6,7 @@ A run that was interrupted goes on from its last checkpoint when the command is 
 transformers folder, `<output>/model`, with its tokenizer; `--check` measures how often the answers are right.
 """
 
+import functools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,15 +25,16 @@ from transformers import (
     T5ForConditionalGeneration,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.models.t5.modeling_t5 import T5Attention
 from world import COLORS, SHAPES
 
 from instructblip.training.muon import MuonAndAdamW
 
 CLASSES = {"decoder_only": LlamaForCausalLM, "encoder_decoder": T5ForConditionalGeneration}
 WIDTH, INNER, HEADS = 192, 512, 4
-# Of a row. A decoder answers each instruction where it ends; an encoder-decoder has to find the one whose turn it is.
-MOST_TOKENS = {"decoder_only": 192, "encoder_decoder": 96}
+MOST_TOKENS = 192  # of a decoder's row, which answers each instruction where it ends
+PAIRS = {"decoder_only": 12, "encoder_decoder": 4}  # instructions of a lesson
+SORTED_BATCHES = 8
 WORDING = 0.46  # of the lessons teach how instructions are worded
 AT_ONCE = 0.5  # of the lessons have the words of a thing at once
 IGNORED = -100
@@ -75,6 +77,27 @@ def new_model(kind: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     )
 
 
+def scale_attention(model: T5ForConditionalGeneration) -> None:
+    """Let T5 train with attention scores that are scaled by the root of their width, as all others have them.
+
+    T5 has them as they are, which Adafactor's small steps in the queries' weights bear and Muon's do not.
+    """
+    for attention in attentions(model):
+        attention.scaling = attention.key_value_proj_dim**-0.5
+        attention.q.weight.data /= attention.scaling
+
+
+def unscale_attention(model: T5ForConditionalGeneration) -> None:
+    """Undo `scale_attention`: the same model as T5 has it."""
+    for attention in attentions(model):
+        attention.q.weight.data *= attention.scaling
+        attention.scaling = 1.0
+
+
+def attentions(model: torch.nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, T5Attention)]
+
+
 class Lessons(torch.utils.data.Dataset):
     """Lesson `i` follows from the seed and `i` alone; the first are about one thing, later ones about up to five.
 
@@ -84,12 +107,14 @@ class Lessons(torch.utils.data.Dataset):
     Args:
         count: lessons of the whole run.
         seed: a negative one for lessons that no run has seen.
-        drill: shares of the run between which lessons are about finding things and nothing else.
+        pairs: instructions of a lesson.
+        drill: share of the run in whose lessons there is nothing but what comes hardest, finding things and applying
+            texts, and the words of a thing come at once.
         grown: the model knows the words already: lessons have up to five things from the first on, and teach responses.
     """
 
-    def __init__(self, count: int, seed: int, drill: tuple[float, float] = (0.2, 0.35), grown: bool = False):
-        self.count, self.seed, self.drill, self.grown = count, seed, drill, grown
+    def __init__(self, count: int, seed: int, pairs: int, drill: float = 0.2, grown: bool = False):
+        self.count, self.seed, self.pairs, self.drill, self.grown = count, seed, pairs, drill, grown
 
     def __len__(self) -> int:
         return self.count
@@ -98,22 +123,48 @@ class Lessons(torch.utils.data.Dataset):
         rng = random.Random(f"{self.seed}/{index}")
         share = index / self.count
         things = 5 if self.grown else min(5, 1 + int(24 * share))  # one more every twenty-fourth of the run
-        drill = self.drill[0] <= share < self.drill[1]
-        scene, pairs = lesson(rng, things, drill=drill, at_once=rng.random() < AT_ONCE)
+        drill = share < self.drill
+        scene, pairs = lesson(rng, things, self.pairs, drill, at_once=drill or rng.random() < AT_ONCE)
         return scene, pairs, share < WORDING and not self.grown
+
+
+class OneByOne(torch.utils.data.Dataset):
+    """Every instruction with the scene on its own, as an encoder-decoder learns, among others of about its length.
+
+    Args:
+        group: so many are sorted; what follows one another then makes batches with little padding.
+    """
+
+    def __init__(self, lessons: Lessons, group: int):
+        self.lessons, self.group = lessons, group
+        self.rows = functools.lru_cache(maxsize=1)(self.make_rows)  # they are taken in their order
+
+    def __len__(self) -> int:
+        return len(self.lessons)
+
+    def __getitem__(self, index: int) -> tuple[str, list[Pair], bool]:
+        return self.rows(index // self.group)[index % self.group]
+
+    def make_rows(self, number: int) -> list[tuple[str, list[Pair], bool]]:
+        rows: list[tuple[str, list[Pair], bool]] = []
+        index = number * self.group
+        while len(rows) < self.group:
+            scene, pairs, _ = self.lessons[index]
+            rows += [(scene, [pair], False) for pair in pairs]
+            index += 1
+        return sorted(rows[: self.group], key=lambda row: len(row[0].split()) + len(row[1][0].instruction.split()))
 
 
 class Collator:
     """Lessons as token ids, as the bridge will put them: the scene, then instruction and response, again and again.
 
-    A decoder-only model learns the responses, or every word but the scene's. Half of an encoder-decoder's rows have one
-    instruction, as it is used, and half several to answer one after the other, which teaches it more at a time.
+    A decoder-only model learns the responses, or every word but the scene's; an encoder-decoder has one instruction.
 
     A position holds one word, or several at once: `input_ids` has shape [rows, positions, words].
     """
 
     def __init__(self, kind: str, tokenizer: PreTrainedTokenizerFast):
-        self.kind, self.tokenizer, self.most = kind, tokenizer, MOST_TOKENS[kind]
+        self.kind, self.tokenizer = kind, tokenizer
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -125,12 +176,7 @@ class Collator:
         return [[word] for word in self.ids(text)]
 
     def __call__(self, lessons: Sequence[tuple[str, list[Pair], bool]]) -> dict[str, torch.Tensor]:
-        if self.kind == "decoder_only":
-            rows = [self.decoder_only(*each) for each in lessons]
-        else:
-            rows = [
-                self.encoder_decoder(scene, pairs, number % 2 == 0) for number, (scene, pairs, _) in enumerate(lessons)
-            ]
+        rows = [getattr(self, self.kind)(*each) for each in lessons]
         return {**self.inputs([row[0] for row in rows]), "labels": padded([row[1] for row in rows], IGNORED)}
 
     def inputs(self, rows: list[list[list[int]]], left: bool = False) -> dict[str, torch.Tensor]:
@@ -147,21 +193,15 @@ class Collator:
         before, labels = len(row), [IGNORED] * len(row)
         for instruction, response, _ in pairs:
             asked, said = self.asked(instruction), [*self.ids(response), eos]
-            if len(row) + len(asked) + len(said) > self.most and len(row) > before:
+            if len(row) + len(asked) + len(said) > MOST_TOKENS and len(row) > before:
                 break
             row += [*asked, *([word] for word in said)]
             labels += [IGNORED, *(word if wording else IGNORED for (word,) in asked[1:]), *said]
         return row, labels
 
-    def encoder_decoder(self, scene: str, pairs: list[Pair], alone: bool) -> tuple[list[list[int]], list[int]]:
-        row, labels = self.scene(scene), []
-        for instruction, response, _ in pairs[: 1 if alone else None]:
-            asked = self.asked(instruction)
-            if labels and len(row) + len(asked) > self.most:
-                break
-            row += asked
-            labels += [*self.ids(response), self.tokenizer.eos_token_id]
-        return row, labels
+    def encoder_decoder(self, scene: str, pairs: list[Pair], _: bool) -> tuple[list[list[int]], list[int]]:
+        ((instruction, response, _),) = pairs
+        return [*self.scene(scene), *self.asked(instruction)], [*self.ids(response), self.tokenizer.eos_token_id]
 
     def asked(self, instruction: str) -> list[list[int]]:
         """An instruction as the package's processor has it: after a beginning, or with an end."""
@@ -240,11 +280,7 @@ def main() -> None:
     parser = options(__doc__.splitlines()[0], steps=6000, batch_size=32, learning_rate=2e-3)
     parser.add_argument("kind", choices=CLASSES)
     parser.add_argument(
-        "--drill",
-        type=float,
-        nargs=2,
-        default=(0.2, 0.35),
-        help="shares of the run between which things are found and nothing else",
+        "--drill", type=float, default=0.2, help="share of the run in which only what comes hardest is learned"
     )
     parser.add_argument("--start", type=Path, help="folder of a model to go on with, in place of random weights")
     args = parser.parse_args()
@@ -252,18 +288,22 @@ def main() -> None:
     make_tokenizers(args.output / "tokenizers")
     tokenizer: Any = AutoTokenizer.from_pretrained(args.output / "tokenizers" / args.kind)
     model_class = CLASSES[args.kind]
+    folder, seq2seq = args.output / "model", args.kind == "encoder_decoder"
     if not args.check:
         start = args.start and model_class.from_pretrained(args.start, dtype=torch.float32)
         model = start or new_model(args.kind, tokenizer)
         model.set_attn_implementation("eager")  # on a CPU two thirds of the time of torch's fused attention
-        lessons = Lessons(args.steps * args.batch_size, args.seed, args.drill, grown=args.start is not None)
+        count = args.steps * args.batch_size
+        lessons = Lessons(count, args.seed, PAIRS[args.kind], args.drill, grown=args.start is not None)
+        rows = OneByOne(lessons, SORTED_BATCHES * args.batch_size) if seq2seq else lessons
+        if seq2seq:
+            scale_attention(model)
         take_words_at_once(model)
         optimizer = MuonAndAdamW(model, args.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
-        pretrain(model, args, lessons, Collator(args.kind, tokenizer), optimizer)
-        keep(model, tokenizer, args.output / "model")
-    folder = args.output / "model"
-    if not folder.exists():
-        folder = Path(get_last_checkpoint(str(args.output / "run")))
+        pretrain(model, args, rows, Collator(args.kind, tokenizer), optimizer)
+        if seq2seq:
+            unscale_attention(model)
+        keep(model, tokenizer, folder)
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     report("right answers to unseen lessons", accuracy(model, tokenizer, args.kind, 400))
     report("with the words of each thing at once", accuracy(model, tokenizer, args.kind, 400, at_once=True))

@@ -311,10 +311,14 @@ def icons(scene: Scene, rng: random.Random) -> Exchange | None:
     return rng.choice(ways)
 
 
-def science(scene: Scene, rng: random.Random) -> Exchange | None:
-    """A text says what things of each pattern are made of; the picture says which pattern it is."""
+def science(scene: Scene, rng: random.Random, told: bool = False) -> Exchange | None:
+    """A text says what things of each pattern are made of; the picture says which pattern it is.
+
+    Args:
+        told: the question says which pattern it is, so that the text is enough.
+    """
     thing = any_thing(scene, rng)
-    words = thing and refer_without(thing, scene, "pattern", rng)
+    words = thing and (f"{thing.pattern} thing" if told else refer_without(thing, scene, "pattern", rng))
     if not thing or not words:
         return None
     made_of = dict(zip(PATTERNS, rng.sample(MATERIALS, len(PATTERNS)), strict=True))

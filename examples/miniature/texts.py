@@ -93,6 +93,12 @@ def finding(scene: Scene, rng: random.Random) -> Pair | None:
     return exchange and word_instruction(exchange, "vqa", rng)
 
 
+def applying(scene: Scene, rng: random.Random) -> Pair | None:
+    """A text tells what is asked for, by what the question says or by what the scene shows."""
+    exchange = skills.science(scene, rng, told=rng.random() < 0.5)
+    return exchange and word_instruction(exchange, "multiple_choice", rng)
+
+
 def without_choices(scene: Scene, rng: random.Random) -> Pair | None:
     exchange = rng.choice((skills.everyday, skills.icons, skills.science))(scene, rng)
     return exchange and word_instruction(
@@ -128,7 +134,7 @@ PLAIN = (
     (finding, 10), (looking, 8), (captions, 2), (asking, 1), (chatting, 1), (talking, 1), (without_choices, 1),
     (about(skills.knowledge, "vqa"), 2), (about(skills.everyday, "multiple_choice"), 1),
     (about(skills.relation_statement, "true_false"), 3), (about(skills.compositional, "vqa"), 3),
-    (about(skills.icons, "multiple_choice"), 1), (about(skills.science, "multiple_choice"), 3),
+    (about(skills.icons, "multiple_choice"), 1), (about(skills.science, "multiple_choice"), 2), (applying, 2),
 )  # fmt: skip
 BOOK = ((about(skills.cover, "vqa"), 4), (reading, 2), (captions, 1))
 SIGN = ((reading, 3), (captions, 1), (looking, 3))
@@ -136,9 +142,10 @@ MEME = ((about(skills.meme, "vqa"), 4), (reading, 1), (looking, 3))
 KINDS: dict[str, tuple[dict, tuple]] = {
     "plain": ({}, PLAIN),
     "sign": ({"bottom_words": SIGNS}, SIGN),
+    "signs": ({"top_words": SIGNS, "bottom_words": SIGNS}, SIGN),
     "book": ({"top_words": TITLES, "bottom_words": NAMES, "most": 2}, BOOK),
     "meme": ({"top_words": FEELINGS, "bottom_words": SHAPES, "most": 3}, MEME),
-    "drill": ({}, ((finding, 1),)),
+    "drill": ({}, ((finding, 1), (applying, 1))),
 }
 
 
@@ -150,10 +157,10 @@ def lesson(
     Args:
         most_things: scenes have so many things at most; lessons start with one.
         pairs: how many instructions.
-        drill: nothing but finding things.
+        drill: nothing but finding things and applying texts to them.
         at_once: the words of a thing are to be read as one, as `describe_at_once` says.
     """
-    kind = "drill" if drill else rng.choices(("plain", "sign", "book", "meme", "film"), (12, 2, 2, 2, 3))[0]
+    kind = "drill" if drill else rng.choices(("plain", "sign", "signs", "book", "meme", "film"), (12, 1, 2, 2, 2, 3))[0]
     order = rng if rng.random() < 0.5 else None
     everywhere = rng.random() < 0.5
     said: list[Pair] = []

@@ -95,10 +95,6 @@ def plain(rng: random.Random) -> Scene:
     return new_scene(rng)
 
 
-def signed(rng: random.Random) -> Scene:
-    return new_scene(rng, bottom_words=SIGNS)
-
-
 def captioned(rng: random.Random) -> Scene:
     return new_scene(rng, CAPTIONED)
 
@@ -131,7 +127,8 @@ def capfilt(folder: Folder) -> None:
     """As img2dataset writes them: captions of all kinds of pictures, with more details; some leave a thing out."""
     with tarfile.open(folder.path / "00000.tar", "w") as tar:
         for number in range(folder.scaled(4000)):
-            scene = new_scene(folder.rng, CAPTIONED, bottom_words=folder.rng.choice(((), (), (), (), SIGNS)))
+            above, below = (folder.rng.choice(((), (), (), (), SIGNS)) for _ in range(2))
+            scene = new_scene(folder.rng, CAPTIONED, top_words=above, bottom_words=below)
             told = scene.things[: max(1, len(scene.things) - (folder.rng.random() < 0.1))]
             write = skills.reading_caption if scene.words else partial(skills.caption, detail=0.5)
             caption = write(dataclasses.replace(scene, things=told), folder.rng)
@@ -150,7 +147,8 @@ def textcaps(folder: Folder) -> None:
     for part, count in (("train", 60), ("val", 60)):
         records, words = [], []
         for number in range(folder.scaled(count)):
-            scene, name = new_scene(folder.rng, CAPTIONED, bottom_words=SIGNS), f"{part}{number:012d}"
+            above = folder.rng.choice(((), SIGNS))
+            scene, name = new_scene(folder.rng, CAPTIONED, top_words=above, bottom_words=SIGNS), f"{part}{number:012d}"
             folder.picture(f"train_images/{name}.jpg", scene)
             words.append({"image_id": name, "ocr_tokens": list(scene.words), "ocr_info": []})
             for place in range(5):

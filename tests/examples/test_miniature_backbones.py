@@ -35,15 +35,44 @@ def test_every_word_of_a_lesson_has_a_number(tokenizers):
 
 
 def test_lessons_are_the_same_for_the_same_seed_and_grow():
-    lessons = pretrain_language.Lessons(1000, seed=3)
-    assert lessons[7] == pretrain_language.Lessons(1000, seed=3)[7]
+    lessons = pretrain_language.Lessons(1000, seed=3, pairs=12)
+    assert lessons[7] == pretrain_language.Lessons(1000, seed=3, pairs=12)[7]
     assert [lessons[index][2] for index in (0, 459, 460, 999)] == [True, True, False, False]
-    drilled = [{pair.form for pair in lessons[index][1]} == {"finding"} for index in (199, 200, 349, 350)]
-    assert drilled == [False, True, True, False]
-    scenes = [lessons[index][0] for index in range(40)]
-    assert 10 < sum("+" in scene for scene in scenes) < 30
-    apart = [scene for scene in scenes if "+" not in scene and "|" not in scene]
+    drilled = [{pair.form for pair in lessons[index][1]} <= {"finding", "applying"} for index in (0, 199, 200, 999)]
+    assert drilled == [True, True, False, False]
+    scenes = [lessons[index][0] for index in range(240)]
+    assert all("+" in scene for scene in scenes[:200])
+    assert 10 < sum("+" in scene for scene in scenes[200:]) < 30
+    undrilled = pretrain_language.Lessons(1000, seed=3, pairs=12, drill=0.0)
+    apart = [scene for scene, _, _ in map(undrilled.__getitem__, range(40)) if "+" not in scene and "|" not in scene]
     assert max(scene.count(" ; ") for scene in apart) <= 3  # a thing, two words, the ground
+
+
+def test_one_by_one_has_every_instruction_of_the_lessons_once_in_groups_by_length():
+    lessons = pretrain_language.Lessons(64, seed=3, pairs=4)
+    rows = pretrain_language.OneByOne(lessons, group=32)
+    taken = [rows[index] for index in range(64)]
+    assert all(len(pairs) == 1 for _, pairs, _ in taken)
+    for group in (0, 32):
+        lengths = [len(f"{scene} {pairs[0].instruction}".split()) for scene, pairs, _ in taken[group : group + 32]]
+        assert lengths == sorted(lengths)
+        asked = {(scene, pairs[0]) for scene, pairs, _ in taken[group : group + 32]}
+        assert {(lessons[group][0], pair) for pair in lessons[group][1]} <= asked
+
+
+def test_t5_trains_with_scaled_attention_and_is_kept_as_it_is(tokenizers):
+    tokenizer = tokenizers["encoder_decoder"]
+    model = pretrain_language.new_model("encoder_decoder", tokenizer).eval()
+    batch = {"input_ids": torch.arange(10, 30).reshape(2, 10), "labels": torch.arange(30, 36).reshape(2, 3)}
+    before = model(**batch).logits
+    query = model.encoder.block[0].layer[0].SelfAttention.q.weight
+    norm = query.norm()
+    pretrain_language.scale_attention(model)
+    torch.testing.assert_close(query.norm(), norm * (pretrain_language.WIDTH / pretrain_language.HEADS) ** 0.5)
+    torch.testing.assert_close(model(**batch).logits, before)
+    pretrain_language.unscale_attention(model)
+    assert query.norm() == norm
+    torch.testing.assert_close(model(**batch).logits, before)
 
 
 @pytest.mark.parametrize("wording", [True, False])
@@ -59,20 +88,22 @@ def test_a_decoder_learns_responses_and_perhaps_instructions_but_not_the_scene(t
     assert (words[batch["labels"][0] >= 0] == batch["labels"][0][batch["labels"][0] >= 0]).all()
 
 
-def test_an_encoder_decoder_answers_one_instruction_or_several_in_order(tokenizers):
-    collator = pretrain_language.Collator("encoder_decoder", tokenizers["encoder_decoder"])
-    pairs = [texts.Pair("what is red?", "star"), texts.Pair("where is it?", "left")]
-    batch = collator(2 * [("ground : sea", pairs, True)])
-    decoded = [tokenizers["encoder_decoder"].decode(row[row >= 0]).replace(" ", "") for row in batch["labels"]]
-    assert decoded == ["star</s>", "star</s>left</s>"]
+def test_an_encoder_decoder_answers_one_instruction(tokenizers):
+    tokenizer = tokenizers["encoder_decoder"]
+    batch = pretrain_language.Collator("encoder_decoder", tokenizer)(
+        [("ground : sea", [texts.Pair("what is red?", "star")], True)]
+    )
+    row, labels = batch["input_ids"][0, :, 0], batch["labels"][0]
+    assert tokenizer.decode(row[batch["attention_mask"][0] == 1]).replace(" ", "") == "ground:seawhatisred?</s>"
+    assert tokenizer.decode(labels[labels >= 0]).replace(" ", "") == "star</s>"
 
 
 def test_long_lessons_are_cut_between_instructions(tokenizers):
     scene, pair = " ; ".join(["left : small red plain star"] * 5), texts.Pair("what is in the background?", "sea")
-    for kind in KINDS:
-        batch = pretrain_language.Collator(kind, tokenizers[kind])(2 * [(scene, [pair] * 60, True)])
-        assert batch["input_ids"].shape[1] <= pretrain_language.MOST_TOKENS[kind]
-        assert (batch["labels"][1] == tokenizers[kind].convert_tokens_to_ids("</s>")).sum() > 2
+    tokenizer = tokenizers["decoder_only"]
+    batch = pretrain_language.Collator("decoder_only", tokenizer)([(scene, [pair] * 60, True)])
+    assert batch["input_ids"].shape[1] <= pretrain_language.MOST_TOKENS
+    assert (batch["labels"][0] == tokenizer.convert_tokens_to_ids("</s>")).sum() > 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
