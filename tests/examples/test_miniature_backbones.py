@@ -175,14 +175,14 @@ def test_the_shipped_encoder_shows_every_attribute_to_a_linear_probe():
     assert min(shares.values()) > 0.95, shares
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if (FOLDER / "backbones" / kind).is_dir()])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_shipped_language_model_answers_what_it_is_asked(kind, at_once):
     folder = FOLDER / "backbones" / kind
     model = pretrain_language.CLASSES[kind].from_pretrained(folder, dtype=torch.float32).eval()
     shares = pretrain_language.accuracy(model, AutoTokenizer.from_pretrained(folder), kind, 60, at_once)
     held_in = ("captions", "cover", "everyday", "finding", "knowledge", "looking", "reading")
-    assert min(shares[form] for form in held_in) > 0.85, shares
+    assert min(shares[form] for form in held_in) > 0.8, shares  # of captions there are 13
 
 
 @pytest.mark.parametrize("kind", KINDS)
