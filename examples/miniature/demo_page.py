@@ -43,6 +43,7 @@ header p { max-width: 46rem; margin-top: 0.9rem; color: var(--ink); }
 .sheet tbody td, .sheet tr.measured td { color: var(--soft); font-weight: 400; }
 .sheet tbody b { color: var(--ink); font-weight: 700; }
 .sheet tbody th { color: var(--ink); } .sheet .mean { border-left: 1px solid var(--line); }
+.sheet th.mean { min-width: 5.5rem; white-space: normal; }
 .plots { grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
 svg .blip line.interval, svg .blind line.interval { stroke: var(--soft); stroke-opacity: 0.45; stroke-width: 2; }
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(36rem, 100%), 1fr)); gap: 1.1rem; }
