@@ -97,9 +97,7 @@ def main() -> None:
     blank = steps.draw(output / "blank", scale=args.scale, blank=True)
     results = output / "results"
     results.mkdir(exist_ok=True)
-    tuning = {"model": stage2, "seed": args.seed}
-    if args.steps is not None:
-        tuning["max_steps"] = args.steps
+    tuning = {"model": stage2, "max_steps": args.steps, "seed": args.seed}
 
     def others() -> None:
         blind = steps.train("instruct", blank, output / "blind", log=output / "blind.log", **tuning)

@@ -148,11 +148,9 @@ def run_cell(cell: Cell, output: Path, most: int | None) -> None:
     data = data_folder(output, what.blank)
     release = steps.stage2(cell.kind) if cell.needs is None else output / cell.needs.name / "training" / "release"
     if what.recipe is not None:
-        options: dict[str, object] = {"model": release, "seed": cell.seed, **what.options}
+        options: dict[str, object] = {"model": release, "seed": cell.seed, "max_steps": most, **what.options}
         if what.dataset is not None:
             options["data_dir"] = data / what.dataset
-        if most is not None:
-            options["max_steps"] = most
         release = steps.train(what.recipe, data, folder / "training", **options)
     results = steps.evaluate(release, data, folder / "results", ",".join(what.tasks))
     record = {

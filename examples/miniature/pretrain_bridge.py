@@ -23,12 +23,10 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=6.0, help="how many pictures, relative to the usual number")
     parser.add_argument("--steps", type=int, help="of each stage, in place of the recipes'")
     args = parser.parse_args()
-    options = {} if args.steps is None else {"max_steps": args.steps}
     output = args.output.resolve()
     captions = steps.draw(output / "captions", ["coco_caption", "capfilt"], seed=1, scale=args.scale)
-    stage1 = steps.train("stage1", captions, output / "stage1", **options)
-    language = f"{steps.BACKBONES}/{args.kind}"
-    options |= {"stage1": stage1, "language_model": language}
+    stage1 = steps.train("stage1", captions, output / "stage1", max_steps=args.steps)
+    options = {"stage1": stage1, "language_model": f"{steps.BACKBONES}/{args.kind}", "max_steps": args.steps}
     stage2 = steps.train("stage2", captions, output / args.kind, **options)
     model = InstructBLIPForConditionalGeneration.from_pretrained(stage2, dtype=torch.float16)
     kept = output / args.kind / "model"

@@ -6,7 +6,6 @@ A run that was interrupted goes on from its last checkpoint when the command is 
 transformers folder, `<output>/model`, with its tokenizer; `--check` measures how often the answers are right.
 """
 
-import functools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,13 +163,16 @@ class OneByOne(torch.utils.data.Dataset):
 
     def __init__(self, lessons: Lessons, group: int):
         self.lessons, self.group = lessons, group
-        self.rows = functools.lru_cache(maxsize=1)(self.make_rows)  # they are taken in their order
+        self.number, self.rows = -1, []  # the group that was made last: rows are taken in their order
 
     def __len__(self) -> int:
         return len(self.lessons)
 
     def __getitem__(self, index: int) -> tuple[str, list[Pair], bool]:
-        return self.rows(index // self.group)[index % self.group]
+        number, place = divmod(index, self.group)
+        if number != self.number:
+            self.number, self.rows = number, self.make_rows(number)
+        return self.rows[place]
 
     def make_rows(self, number: int) -> list[tuple[str, list[Pair], bool]]:
         rows: list[tuple[str, list[Pair], bool]] = []
@@ -203,7 +205,8 @@ class Collator:
         return [[word] for word in self.ids(text)]
 
     def __call__(self, lessons: Sequence[tuple[str, list[Pair], bool]]) -> dict[str, torch.Tensor]:
-        rows = [getattr(self, self.kind)(*each) for each in lessons]
+        make = self.decoder_only if self.kind == "decoder_only" else self.encoder_decoder
+        rows = [make(*each) for each in lessons]
         return {**self.inputs([row[0] for row in rows]), "labels": padded([row[1] for row in rows], IGNORED)}
 
     def inputs(self, rows: list[list[list[int]]], left: bool = False) -> dict[str, torch.Tensor]:
@@ -227,8 +230,9 @@ class Collator:
         return row, labels
 
     def encoder_decoder(self, scene: str, pairs: list[Pair], _: bool) -> tuple[list[list[int]], list[int]]:
-        ((instruction, response, _),) = pairs
-        return [*self.scene(scene), *self.asked(instruction)], [*self.ids(response), self.tokenizer.eos_token_id]
+        (pair,) = pairs
+        row = [*self.scene(scene), *self.asked(pair.instruction)]
+        return row, [*self.ids(pair.response), self.tokenizer.eos_token_id]
 
     def asked(self, instruction: str) -> list[list[int]]:
         """An instruction as the package's processor has it: after a beginning, or with an end."""

@@ -80,7 +80,7 @@ def train(recipe: str, data: Path, output: Path, log: Path | None = None, **opti
     Args:
         data, output: absolute, as all paths here.
         log: as in `run`.
-        options: in place of the recipe's values.
+        options: in place of the recipe's values; one that is None leaves the recipe's.
 
     Returns:
         folder of the release.
@@ -89,7 +89,8 @@ def train(recipe: str, data: Path, output: Path, log: Path | None = None, **opti
     if not release.exists():
         shutil.rmtree(output, ignore_errors=True)  # of a run that was interrupted
         script, recipe_file = HERE.parent / "train.py", HERE / "recipes" / f"{recipe}.yaml"
-        run([script, "--config", recipe_file], {"data_root": data, "output_dir": output, **options}, log)
+        given = {name: value for name, value in options.items() if value is not None}
+        run([script, "--config", recipe_file], {"data_root": data, "output_dir": output, **given}, log)
     return release
 
 

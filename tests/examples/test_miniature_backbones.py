@@ -1,5 +1,6 @@
 """The small world's backbones: what they learn from, and that a run of a few steps gives what the bridge takes."""
 
+import pickle
 import random
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def test_one_by_one_has_every_instruction_of_the_lessons_once_in_groups_by_lengt
         assert lengths == sorted(lengths)
         asked = {(scene, pairs[0]) for scene, pairs, _ in taken[group : group + 32]}
         assert {(lessons[group][0], pair) for pair in lessons[group][1]} <= asked
+    # As a worker gets it where processes are spawned: on macOS and Windows.
+    assert pickle.loads(pickle.dumps(rows))[40] == taken[40]
 
 
 def test_t5_begins_with_heads_that_look_near_before_behind_and_anywhere(tokenizers):
