@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 import torch
-from pretraining import keep, options, pretrain, report
+from pretraining import keep, options, parse, pretrain, report
 from texts import lesson, make_tokenizers
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling, set_seed
 
@@ -48,7 +48,7 @@ def accuracy(model: BertForMaskedLM, tokenizer: Any, count: int = 2000) -> float
 
 
 def main() -> None:
-    args = options(__doc__.splitlines()[0], steps=1500, batch_size=128, learning_rate=2e-3).parse_args()
+    args = parse(options(__doc__.splitlines()[0], steps=1500, batch_size=128, learning_rate=2e-3))
     set_seed(args.seed)
     make_tokenizers(args.output / "tokenizers")
     tokenizer: Any = AutoTokenizer.from_pretrained(args.output / "tokenizers" / "qformer")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretraining import keep, options, pretrain, report
+from pretraining import keep, options, parse, pretrain, report
 from texts import Pair, lesson, make_tokenizers
 from transformers import (
     AutoTokenizer,
@@ -314,7 +314,7 @@ def main() -> None:
         "--drill", type=float, default=0.2, help="share of the run in which only what comes hardest is learned"
     )
     parser.add_argument("--start", type=Path, help="folder of a model to go on with, in place of random weights")
-    args = parser.parse_args()
+    args = parse(parser)
     set_seed(args.seed)
     make_tokenizers(args.output / "tokenizers")
     tokenizer: Any = AutoTokenizer.from_pretrained(args.output / "tokenizers" / args.kind)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from drawing import SIZE, draw
-from pretraining import keep, options, pretrain, report
+from pretraining import keep, options, parse, pretrain, report
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel, set_seed
@@ -161,7 +161,7 @@ def fit_probes(encoder: SiglipVisionModel, count: int = 8000) -> Reader:
 
 
 def main() -> None:
-    args = options(__doc__.splitlines()[0], steps=2000, batch_size=64).parse_args()
+    args = parse(options(__doc__.splitlines()[0], steps=2000, batch_size=64))
     set_seed(args.seed)
     if not args.check:
         reader = Reader(new_encoder())

@@ -28,6 +28,14 @@ def options(description: str, steps: int, batch_size: int, learning_rate: float 
     return parser
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of the command line; `--check` without a model ends the program with a sentence."""
+    args = parser.parse_args()
+    if args.check and not (args.output / "model").is_dir():
+        parser.error(f"{args.output / 'model'} is missing: train it first, without --check")
+    return args
+
+
 def pretrain(
     model: torch.nn.Module,
     args: argparse.Namespace,

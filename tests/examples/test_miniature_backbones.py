@@ -202,3 +202,13 @@ def test_a_few_steps_give_backbones_that_go_together(kind, tmp_path, monkeypatch
         str(tmp_path / "pretrain_vision" / "model"), str(tmp_path / "pretrain_language" / "model")
     )
     assert model.config.is_encoder_decoder is (kind == "encoder_decoder")
+
+
+@pytest.mark.parametrize(("script", "arguments"), [(pretrain_language, KINDS[:1]), (pretrain_vision, ())])
+def test_a_check_without_a_model_is_one_sentence(script, arguments, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "output"
+    monkeypatch.setattr(sys, "argv", [script.__name__, *arguments, "--check", "--output", str(output)])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert f"{output / 'model'} is missing: train it first" in capsys.readouterr().err
+    assert not output.exists()
