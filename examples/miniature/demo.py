@@ -3,7 +3,7 @@
 1. Draw the 26 datasets, once as they are and once with nothing in their pictures.
 2. Tune the bridge on the instructions of the 13 held-in datasets, from a release of stage 2; and in the same way a
    blind one, on the empty pictures.
-3. Evaluate both, and the release of stage 2 (BLIP-2 in small), on the 13 held-out tasks.
+3. Evaluate both, and the release of stage 2 (BLIP-2 in small), on the 13 held-out tasks, and on held-in ones.
 4. Load the tuned release, look at what its queries attend to, and chat with it about a picture.
 5. Write `<output>/index.html`.
 
@@ -28,6 +28,7 @@ from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProce
 from instructblip.eval_tasks.ask import Conversation
 from instructblip.eval_tasks.lm_eval_model import InstructBLIPEvalModel
 
+TASKS = "instructblip_heldout,instructblip_heldin"
 LOOKED_AT = Scene(
     (
         Thing("star", "red", "plain", "large", 0),
@@ -43,7 +44,7 @@ def table(rows: list[Row]) -> str:
     """The results as text, a line each benchmark."""
     width = max(len(row.label) for row in rows) + 2
     lines = [f"{'':32}" + "".join(f"{row.label:>{width}}" for row in rows)]
-    for name in [*NAMES, *MEANS]:
+    for name in [*NAMES, *MEANS, *(column.name for column in steps.HELD_IN)]:
         lines.append(f"{name:32}" + "".join(f"{row.value(name):{width}.1f}" for row in rows))
     return "\n".join(lines)
 
@@ -101,13 +102,13 @@ def main() -> None:
 
     def others() -> None:
         blind = steps.train("instruct", blank, output / "blind", log=output / "blind.log", **tuning)
-        steps.evaluate(blind, blank, results / "blind", log=output / "blind_evaluation.log")
-        steps.evaluate(stage2, data, results / "stage2", log=output / "stage2_evaluation.log")
+        steps.evaluate(blind, blank, results / "blind", TASKS, log=output / "blind_evaluation.log")
+        steps.evaluate(stage2, data, results / "stage2", TASKS, log=output / "stage2_evaluation.log")
 
     with ThreadPoolExecutor(1) as beside:
         done = beside.submit(others)
         tuned = steps.train("instruct", data, output / "instructblip", **tuning)
-        steps.evaluate(tuned, data, results / "instructblip")
+        steps.evaluate(tuned, data, results / "instructblip", TASKS)
         done.result()
 
     rows = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from attention import attention_maps, change, draw_map, draw_sheet
 from PIL import Image
-from steps import ANSWERED, HELD_OUT, Scores, mean
+from steps import ANSWERED, HELD_IN, HELD_OUT, Scores, mean
 
 from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
 from instructblip.datasets_builders.preview import html_page
@@ -21,10 +21,10 @@ from instructblip.eval_tasks.ask import NOTHING
 from instructblip.eval_tasks.report import measure_models
 from instructblip.eval_tasks.report_page import OWN_STYLE, PlotRow, dot_plot, samples_section
 from instructblip.eval_tasks.report_samples import Shown, shown_documents
-from instructblip.eval_tasks.report_tables import DASH
+from instructblip.eval_tasks.report_tables import DASH, Column
 from instructblip.eval_tasks.whole_files import write_whole
 
-NAMES = [column.name for column in HELD_OUT]
+NAMES, HELD_IN_NAMES = ([column.name for column in columns] for columns in (HELD_OUT, HELD_IN))
 MEANS = {f"mean of the {len(names)}{what}": names for names, what in ((NAMES, ""), (ANSWERED, " without captions"))}
 MEASURES = {
     "cider": "CIDEr",
@@ -81,7 +81,7 @@ class Row:
     """A line of the table and of the plots.
 
     Attributes:
-        scores: x 100, by the names of the paper's benchmarks; those that are missing are shown as missing.
+        scores: x 100, by the names of `HELD_OUT` and `HELD_IN`; those that are missing are shown as missing.
         intervals: 95 %, likewise.
         kind: colors the dots: "ours" for what the page is about, "blip" for what it came from, "blind", "chance".
     """
@@ -155,7 +155,7 @@ def measured_row(label: str, results: Path, kind: str) -> Row:
         raise ValueError(f"{results} holds results of {len(models)} models: a row shows one")
     ((_, measured),) = models
     scores, intervals = {}, {}
-    for column in HELD_OUT:
+    for column in (*HELD_OUT, *HELD_IN):
         score = measured[column.task].scores.get(column.metric) if column.task in measured else None
         if score is not None and score.value is not None:
             scores[column.name] = 100 * score.value
@@ -221,9 +221,13 @@ def write_page(file: Path, contents: Contents) -> None:
     parts = [
         f"<header><h1>{escape(contents.title)}</h1>{_paragraphs(contents.introduction)}</header>",
         "<h2>Zero-shot scores on the 13 held-out datasets</h2>",
-        f'<p class="caption">{escape(_units())}</p>',
-        _table(contents.rows),
+        f'<p class="caption">{escape(_units(HELD_OUT))}; the means take them as they are. Bold: the best. Lines '
+        "through the dots are 95 % intervals over questions; they say nothing of other runs.</p>",
+        _table(contents.rows, NAMES, list(MEANS)),
         f'<div class="plots">{"".join(_figure(name, contents.rows) for name in [*MEANS, *NAMES])}</div>',
+        "<h2>Scores on new pictures of held-in datasets</h2>",
+        f'<p class="caption">{escape(_units(HELD_IN))}.</p>',
+        _table(contents.rows, HELD_IN_NAMES),
         "<h2>Questions and answers</h2>",
         f'<p class="caption">Half of them are among those that {escape(judge)} does best on, half among those that it '
         "does worst on, by lot where more are as good. Where candidates are ranked, the likeliest are shown.</p>",
@@ -245,20 +249,17 @@ def _paragraphs(texts: Sequence[str]) -> str:
     return "".join(f"<p>{escape(text)}</p>" for text in texts)
 
 
-def _units() -> str:
+def _units(columns: Sequence[Column]) -> str:
     others: dict[str, list[str]] = {}
-    for column in HELD_OUT:
+    for column in columns:
         if column.metric != "accuracy":
             others.setdefault(column.metric, []).append(column.name)
     words = ", ".join(f"{MEASURES.get(metric, metric)} for {' and '.join(names)}" for metric, names in others.items())
-    return (
-        f"Scores x 100: {words}, accuracy for the others; the means take them as they are. Bold: the best. Lines "
-        "through the dots are 95 % intervals over questions; they say nothing of other runs."
-    )
+    return f"Scores x 100: {words}, accuracy for the others"
 
 
-def _table(rows: Sequence[Row]) -> str:
-    columns = {**dict.fromkeys(NAMES, ""), **dict.fromkeys(MEANS, ' class="mean"')}
+def _table(rows: Sequence[Row], names: Sequence[str], means: Sequence[str] = ()) -> str:
+    columns = {**dict.fromkeys(names, ""), **dict.fromkeys(means, ' class="mean"')}
     head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in columns.items())
     best = {name: max((value for row in rows if (value := _shown(row, name)) != DASH), key=float, default="")
             for name in columns}  # fmt: skip

@@ -16,7 +16,7 @@ import steps
 from instructblip.eval_tasks.report_page import OWN_STYLE, PlotRow, dot_plot, html_page
 from instructblip.eval_tasks.report_page import definitions as html_definitions
 from instructblip.eval_tasks.report_page import section as html_section
-from instructblip.eval_tasks.report_tables import Cell, Column, Row, Table, as_markdown, escape_markdown, read_published
+from instructblip.eval_tasks.report_tables import Cell, Row, Table, as_markdown, escape_markdown, read_published
 from instructblip.eval_tasks.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -26,12 +26,8 @@ SCORES = "scores.json"  # of a cell; it is there once the cell has finished
 NOT_RUN = "not run"
 VERDICTS = ("shows up", "does not show up", "cannot be told", NOT_RUN)
 TITLE = "The paper's experiments in small"
-HELD_IN = (  # which datasets make the paper's average over held-in ones is recalled, not read
-    Column("COCO", "instructblip_coco_caption", "cider", ""),
-    Column("TextCaps", "instructblip_textcaps", "cider", ""),
-    Column("OKVQA", "instructblip_okvqa", "vqa_accuracy", ""),
-    Column("A-OKVQA", "instructblip_aokvqa_multiple_choice", "accuracy", ""),
-)
+# Which datasets make the paper's average over held-in ones is recalled, not read.
+HELD_IN = tuple(column for column in steps.HELD_IN if column.name in ("COCO", "TextCaps", "OKVQA", "A-OKVQA"))
 HELD_OUT_NAMES = tuple(column.name for column in steps.HELD_OUT)
 IN, OUT, ANSWERS, OUT_OF_FIGURE_4 = "held-in", "held-out", "held-out without captions", "held-out of Fig. 4"
 MEANS = {  # what is averaged

@@ -26,6 +26,15 @@ REPOSITORY = HERE.parents[1]
 BACKBONES = (HERE / "backbones").relative_to(REPOSITORY)  # as releases name them
 KINDS = ("decoder_only", "encoder_decoder")  # of language models
 HELD_OUT: tuple[Column, ...] = read_published().columns  # the paper's 13 benchmarks in its order, with task and metric
+HELD_IN = (  # what the tasks of `instructblip_heldin` measure
+    Column("COCO", "instructblip_coco_caption", "cider", ""),
+    Column("TextCaps", "instructblip_textcaps", "cider", ""),
+    Column("VQAv2", "instructblip_vqav2", "vqa_accuracy", ""),
+    Column("OKVQA", "instructblip_okvqa", "vqa_accuracy", ""),
+    Column("A-OKVQA", "instructblip_aokvqa_multiple_choice", "accuracy", ""),
+    Column("A-OKVQA, no choices", "instructblip_aokvqa_direct_answer", "vqa_accuracy", ""),
+    Column("OCR-VQA", "instructblip_ocr_vqa", "accuracy", ""),
+)
 ANSWERED = tuple(column.name for column in HELD_OUT if column.metric != "cider")  # CIDEr outweighs all others in a mean
 Scores = dict[str, float]  # benchmark -> score x 100
 COMMANDS: list[str] = []  # that this process has run
@@ -125,7 +134,8 @@ def chance(results: Path) -> Scores:
         results: of any model; only the documents that it was asked are read.
     """
     (model,) = read_models([results])
-    return {column.name: 100 * guess(column.metric, documents(model.runs[column.task])) for column in HELD_OUT}
+    columns = [column for column in (*HELD_OUT, *HELD_IN) if column.task in model.runs]
+    return {column.name: 100 * guess(column.metric, documents(model.runs[column.task])) for column in columns}
 
 
 def documents(run: TaskRun) -> list[dict[str, Any]]:

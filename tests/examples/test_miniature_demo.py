@@ -34,13 +34,13 @@ def test_all_stages_and_the_demo_in_small(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["demo.py", "--output", str(tmp_path), "--stage2", str(stage2), *small])
     demo.main()
     said = capsys.readouterr().out
-    for name in [column.name for column in steps.HELD_OUT]:
-        assert name in said
+    columns = (*steps.HELD_OUT, *steps.HELD_IN)
+    assert all(column.name in said for column in columns)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert all(f"{place}" in page for place in ("InstructBLIP in small", "BLIP-2 in small", "blind", "chance"))
     for name in ("instructblip", "blind", "stage2"):
         ((_, measured),) = measure_models([tmp_path / "results" / name])
-        assert {column.task for column in steps.HELD_OUT} <= set(measured)
+        assert {column.task for column in columns} <= set(measured)
     commands = len(steps.COMMANDS)
     demo.main()  # goes on where it was: nothing is trained or evaluated again
     assert len(steps.COMMANDS) == commands

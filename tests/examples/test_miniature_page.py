@@ -154,8 +154,8 @@ def contents():
     ours = {name: 40.0 + place for place, name in enumerate(demo_page.NAMES)}  # their mean is 46
     rows = [
         demo_page.Row("chance", {"GQA": 61.25}),
-        demo_page.Row("blind", blind, kind="blind"),
-        demo_page.Row(f"ours {HOSTILE}", ours, {"GQA": (31.5, 52.5)}, "ours"),
+        demo_page.Row("blind", {**blind, "COCO": 12.5}, kind="blind"),
+        demo_page.Row(f"ours {HOSTILE}", {**ours, "COCO": 95.0}, {"GQA": (31.5, 52.5)}, "ours"),
     ]
     answers = [Answer("InstructBLIP", HOSTILE, (), 0.0), Answer("BLIP-2", "red", (), 1.0)]
     shown = Shown("gqa/1", "best", f"Question: {HOSTILE}", f"truth {HOSTILE}", answers, [picture] * 4, "")
@@ -180,9 +180,9 @@ def page(contents, tmp_path):
     return (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
-def table(page):
-    """The cells of the page's first table, as HTML."""
-    rows = re.findall("<tr.*?</tr>", page[page.index("<table>") : page.index("</table>")], re.DOTALL)
+def table(page, place=0):
+    """The cells of one of the page's tables, as HTML."""
+    rows = re.findall("<tr.*?</tr>", page.split("<table>")[1 + place].split("</table>")[0], re.DOTALL)
     return [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in rows]
 
 
@@ -196,6 +196,14 @@ def test_the_table_has_the_scores_with_the_best_in_bold(page):
     expected = [f"<b>{40 + place}.0</b>" for place in range(13)]
     expected[gqa] = f"{40 + gqa}.0"
     assert ours[1:] == [*expected, "<b>46.0</b>", "<b>47.0</b>"]
+
+
+def test_held_in_scores_have_a_table_of_their_own_without_means(page):
+    head, chance, blind, ours = table(page, 1)
+    assert head[1:] == demo_page.HELD_IN_NAMES
+    assert ours[1:] == ["<b>95.0</b>", *[DASH] * (len(demo_page.HELD_IN_NAMES) - 1)]
+    assert blind[1:] == ["12.5", *[DASH] * (len(demo_page.HELD_IN_NAMES) - 1)]
+    assert set(chance[1:]) == {DASH}
 
 
 def test_plots_have_the_rows_that_have_a_score(page):
@@ -212,7 +220,7 @@ def test_plots_have_the_rows_that_have_a_score(page):
 
 def test_no_text_becomes_markup(page):
     assert "<script" not in page
-    titles, row, sample, maps, chat, others = 2, 1 + 15, 3, 2, 2, 4  # a row's label is in the table and in each plot
+    titles, row, sample, maps, chat, others = 2, 2 + 15, 3, 2, 2, 4  # a row's label is in both tables and in each plot
     assert Page(page).text.count(HOSTILE) == titles + row + sample + maps + chat + others
 
 
