@@ -37,6 +37,7 @@ SORTED_BATCHES = 8  # of an encoder-decoder's rows are sorted together by their 
 NEARNESS, FAR = 0.7, 8  # what T5's scores begin to lose with each word of distance, and up to how many words
 WORDING = 0.46  # of the lessons teach how instructions are worded
 AT_ONCE = 0.5  # of the lessons have the words of a thing at once
+CHECKED = 1200  # unseen lessons in which answers are counted
 IGNORED = -100
 
 
@@ -293,7 +294,8 @@ def accuracy(
         batch = asked[start : start + 64]
         inputs = collator.inputs([row for row, _ in batch], left=True)
         inputs["inputs_embeds"] = embed(model, inputs.pop("input_ids"))
-        made = model.generate(**inputs, max_new_tokens=60, do_sample=False)
+        longest = max(len(collator.ids(pair.response)) for _, pair in batch)
+        made = model.generate(**inputs, max_new_tokens=longest + 1, do_sample=False)
         for answer, (_, pair) in zip(tokenizer.batch_decode(made, skip_special_tokens=True), batch, strict=True):
             expected = tokenizer.decode(collator.ids(pair.response))
             if pair.form == "captions":
@@ -336,8 +338,8 @@ def main() -> None:
             unscale_attention(model)
         keep(model, tokenizer, folder)
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
-    report("right answers to unseen lessons", accuracy(model, tokenizer, args.kind, 400))
-    report("with the words of each thing at once", accuracy(model, tokenizer, args.kind, 400, at_once=True))
+    report("right answers to unseen lessons", accuracy(model, tokenizer, args.kind, CHECKED))
+    report("with the words of each thing at once", accuracy(model, tokenizer, args.kind, CHECKED, at_once=True))
 
 
 if __name__ == "__main__":

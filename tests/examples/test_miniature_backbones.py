@@ -184,8 +184,8 @@ def test_a_shipped_language_model_answers_what_it_is_asked(kind, at_once):
     folder = FOLDER / "backbones" / kind
     model = pretrain_language.CLASSES[kind].from_pretrained(folder, dtype=torch.float32).eval()
     shares = pretrain_language.accuracy(model, AutoTokenizer.from_pretrained(folder), kind, 60, at_once)
-    held_in = ("captions", "cover", "everyday", "finding", "knowledge", "looking", "reading")
-    assert min(shares[form] for form in held_in) > 0.7, shares  # of captions there are 13 here; README has more
+    held_in = ("captions", "chatting", "cover", "everyday", "finding", "knowledge", "looking", "reading")
+    assert min(shares[form] for form in held_in) > 0.85, shares  # of captions there are 13 here; README has more
 
 
 @pytest.mark.parametrize("kind", KINDS)
