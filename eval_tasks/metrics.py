@@ -156,7 +156,12 @@ def yes_no_counts(doc: Document, results: Sequence[Sequence[float]]) -> dict[str
 
     Returns:
         `accuracy`; `precision`, `recall` and `f1`: (said yes, is yes); `yes_share`: 1.0 where yes was said.
+
+    Raises:
+        ValueError: the label is not known (-1), without which none of these is.
     """
+    if doc["label"] < 0:
+        raise ValueError(f"{doc['id']} has no label: POPE's metrics need 1 (yes) or 0")
     first = likeliest(_checked(results[0], YES_NO))
     is_yes = doc["label"] == 1
     said_yes = first == 0 if first is not None else not is_yes

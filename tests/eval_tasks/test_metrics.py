@@ -186,6 +186,8 @@ def test_pope_counts_what_was_said_and_what_is():
     assert values == {"accuracy": 0.0, "precision": pair, "recall": pair, "f1": pair, "yes_share": 1.0}
     assert yes_no_counts(doc(label=0), ll(-2, -1))["accuracy"] == 1.0
     assert yes_no_counts(doc(label=1), ll(-1, -1))["accuracy"] == 1.0  # a tie goes to the first, "yes"
+    with pytest.raises(ValueError, match="x/1 has no label: POPE's metrics need 1"):
+        yes_no_counts(doc(), ll(-1, -2))
 
 
 def test_a_task_with_other_candidates_is_refused():
