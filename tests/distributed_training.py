@@ -4,6 +4,7 @@ import os
 
 import several_processes
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from pictured_questions import ANSWERS, QUESTIONS, grouped_rows, picture
 
 from instructblip import InstructBLIPForConditionalGeneration, InstructBLIPProcessor
@@ -47,7 +48,8 @@ class Recorded(InstructBLIPTrainer):
         super().log(logs, *args, **kwargs)
 
 
-def trainer(model_folder, folder, dataset=None, sharded=False, deepspeed=False, **arguments):
+def trainer(model_folder, folder, dataset=None, sharded=False, deepspeed=False, adapted=(), **arguments):
+    """`adapted`: the parts with adapters beside the bridge."""
     if sharded or deepspeed:
         several_processes.on_cpu(deepspeed)
     # With Adam's usual epsilon, the rounding noise of tiny gradients would become steps of the learning rate's size.
@@ -57,8 +59,12 @@ def trainer(model_folder, folder, dataset=None, sharded=False, deepspeed=False, 
         train_sampling_strategy="sequential",
     )  # fmt: skip
     arguments = InstructBLIPTrainingArguments(str(folder), **{**defaults, **arguments})
+    model = InstructBLIPForConditionalGeneration.from_pretrained(model_folder)
+    if adapted:
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=2, **model.lora_targets(*adapted)))
     return Recorded(
-        InstructBLIPForConditionalGeneration.from_pretrained(model_folder),
+        model,
         arguments,
         train_dataset=dataset or Rows(),
         eval_dataset=[Rows()[number] for number in range(7)],
@@ -67,7 +73,7 @@ def trainer(model_folder, folder, dataset=None, sharded=False, deepspeed=False, 
 
 
 def train(model_folder, folder, resume=None, release=(), **arguments):
-    """Losses, samples and the bridge of a run; `release` says which kinds to save."""
+    """Losses, samples and the bridge of a run, with adapters where it has some; `release` says which kinds to save."""
     made = trainer(model_folder, folder, **arguments)
     made.train(resume_from_checkpoint=resume)
     for kind in release:
@@ -75,6 +81,8 @@ def train(model_folder, folder, resume=None, release=(), **arguments):
     made.accelerator.wait_for_everyone()
     model = made.accelerator.unwrap_model(made.model)
     bridge = dict(model.named_bridge_parameters())
+    if isinstance(model, PeftModel):
+        bridge = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = [parameter for name, parameter in model.named_parameters() if name not in bridge]
     return {
         "losses": made.losses,

@@ -81,6 +81,25 @@ def test_two_processes_sharded_or_not_train_as_one_with_twice_the_batch(train, k
             same(one, result)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_train_on_two_processes_sharded_or_not_as_on_one(train, places, kind):
+    """In the language model and beside the whole bridge; they go on from a checkpoint, and load with the model."""
+    options = dict(adapted=("language_model",), max_steps=4, save_strategy="steps", save_steps=2, release=("adapters",))
+    (one,) = train(kind, "lora-one", processes=1, per_device_train_batch_size=4, **options)
+    assert any("lora_B" in name for name in one["bridge"])
+    ways = {"ddp": {}, "fsdp2": {"sharded": True, "environment": fsdp2()}}
+    for way, how in ways.items():
+        folder = places / f"{kind}-lora-{way}"
+        for result in train(kind, f"lora-{way}", **how, **options):
+            assert result["sharded"] == (way == "fsdp2")
+            same(one, result)
+        resumed = train(kind, f"lora-{way}", **how, **options, resume=str(folder / "checkpoint-2"))[0]
+        same({**one, "losses": one["losses"][2:]}, resumed)
+        loaded = AutoModelForImageTextToText.from_pretrained(folder / "adapters").state_dict()
+        for name, tensor in one["bridge"].items():
+            np.testing.assert_allclose(loaded[name.removeprefix("base_model.model.")], tensor, rtol=0, atol=1e-6)
+
+
 def test_muon_trains_on_two_processes_as_on_one_and_refuses_shards(train):
     (one,) = train("t5", "muon-one", processes=1, max_steps=3, per_device_train_batch_size=4, muon=True)
     for two in train("t5", "muon-ddp", max_steps=3, per_device_train_batch_size=2, muon=True):
