@@ -41,7 +41,12 @@ class QueryTokens(nn.Module):
         if model is not None and id(model) in memo:  # the whole model is being copied, which then binds its own
             return copied
         tokens = model.query_tokens if self.weight is None else self.weight
+        partitioned = hasattr(tokens, "ds_id")  # by DeepSpeed; PEFT gathers those of the module, which these are not
+        if partitioned:
+            tokens.all_gather()
         copied.weight = nn.Parameter(tokens.detach().clone(), requires_grad=tokens.requires_grad)
+        if partitioned:
+            tokens.partition()
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
