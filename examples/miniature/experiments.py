@@ -2,6 +2,7 @@
 
     python examples/miniature/experiments.py --output outputs/miniature/experiments
     python examples/miniature/experiments.py --output outputs/miniature/experiments --report
+    python examples/miniature/experiments.py --output outputs/miniature/others --bridges outputs/miniature/bridge
 
 A cell of the table is a training and an evaluation in `<output>/<kind>/<experiment>/<seed>`. Cells that are finished
 are not run again, and one that was interrupted starts afresh; to repeat a cell, remove its folder. After each cell the
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +96,44 @@ class Cell:
         return Cell(self.kind, self.what.start, self.seed) if self.what.start else None
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a folder have in place of the usual."""
+
+    steps: int | None = None  # of every training; None: the recipes'
+    bridges: str | None = None  # folder of pretrain_bridge.py, seen from the repository; None: the shipped releases
+
+    def stage2(self, kind: str) -> Path:
+        """The release that cells with this kind of language model start from.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        if self.bridges is None:
+            return steps.stage2(kind)
+        release = steps.REPOSITORY / self.bridges / kind / "model"
+        if not release.is_dir():
+            raise FileNotFoundError(f"{release} is missing: pretrain_bridge.py makes it")
+        return release
+
+    def words(self) -> list[str]:
+        """The options of the command that give it."""
+        given = {"--steps": self.steps, "--bridges": self.bridges}
+        return [str(word) for name, value in given.items() if value is not None for word in (name, value)]
+
+
 # ---- What to run
 
 
 def plan(
-    output: Path, kinds: Sequence[str], names: Sequence[str], seeds: Sequence[int], most: int | None
+    output: Path, kinds: Sequence[str], names: Sequence[str], seeds: Sequence[int], setting: Setting
 ) -> list[Cell]:
     """The cells that are asked for and not finished, and those that they need, in the order in which to start them.
 
     All experiments of a seed come before those of the next, so that the report has something of each early.
 
     Raises:
-        ValueError: an unknown kind or experiment, or a finished cell that has another number of steps.
+        ValueError: an unknown kind or experiment, or a finished cell that had another setting.
     """
     for given, known, what in ((kinds, steps.KINDS, "kind of language model"), (names, EXPERIMENTS, "cell")):
         unknown = [name for name in given if name not in known]
@@ -118,23 +145,24 @@ def plan(
         for kind in kinds:
             for name in EXPERIMENTS:
                 cell = Cell(kind, name, 0 if EXPERIMENTS[name].recipe is None else seed)
-                if name in wanted and cell not in cells and not finished(cell, output, most):
+                if name in wanted and cell not in cells and not finished(cell, output, setting):
                     cells.append(cell)
     return cells
 
 
-def finished(cell: Cell, output: Path, most: int | None) -> bool:
+def finished(cell: Cell, output: Path, setting: Setting) -> bool:
     """Whether the scores of a cell are there.
 
     Raises:
-        ValueError: they are of another number of steps.
+        ValueError: they are of another setting.
     """
     file = output / cell.name / findings.SCORES
     if not file.exists():
         return False
-    before = json.loads(file.read_text("utf-8"))["steps"]
-    if cell.what.recipe is not None and before != most:
-        had = "the recipe's steps" if before is None else f"--steps {before}"
+    record = json.loads(file.read_text("utf-8"))
+    before = Setting(setting.steps if cell.what.recipe is None else record["steps"], record.get("bridges"))
+    if before != setting:
+        had = " ".join(before.words()) or "neither --steps nor --bridges"
         raise ValueError(f"{cell.name} was run with {had}: remove {output / cell.name}, or choose another --output")
     return True
 
@@ -142,13 +170,13 @@ def finished(cell: Cell, output: Path, most: int | None) -> bool:
 # ---- One cell
 
 
-def run_cell(cell: Cell, output: Path, most: int | None) -> None:
+def run_cell(cell: Cell, output: Path, setting: Setting) -> None:
     """Train and evaluate, and leave the scores and what made them in the cell's folder."""
     started, folder, what = time.time(), output / cell.name, cell.what
     data = data_folder(output, what.blank)
-    release = steps.stage2(cell.kind) if cell.needs is None else output / cell.needs.name / "training" / "release"
+    release = setting.stage2(cell.kind) if cell.needs is None else output / cell.needs.name / "training" / "release"
     if what.recipe is not None:
-        options: dict[str, object] = {"model": release, "seed": cell.seed, "max_steps": most, **what.options}
+        options: dict[str, object] = {"model": release, "seed": cell.seed, "max_steps": setting.steps, **what.options}
         if what.dataset is not None:
             options["data_dir"] = data / what.dataset
         release = steps.train(what.recipe, data, folder / "training", **options)
@@ -158,7 +186,7 @@ def run_cell(cell: Cell, output: Path, most: int | None) -> None:
         "experiment": cell.experiment,
         "seed": cell.seed,
         "random": what.recipe is not None,
-        "steps": most,
+        **asdict(setting),
         "scores": measured(results),
         "minutes": round((time.time() - started) / 60, 2),
         "made_with": made_with(),
@@ -221,7 +249,7 @@ def commit() -> str:
 Start = Callable[[Cell], subprocess.Popen]
 
 
-def start_in_process(output: Path, most: int | None) -> Start:
+def start_in_process(output: Path, setting: Setting) -> Start:
     """How a cell starts: in an empty folder, in a process of its own, which writes to log.txt there."""
 
     def start(cell: Cell) -> subprocess.Popen:
@@ -229,10 +257,10 @@ def start_in_process(output: Path, most: int | None) -> Start:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         words = [sys.executable, str(Path(__file__).resolve()), "--output", str(output), "--one", cell.name]
-        words += [] if most is None else ["--steps", str(most)]
+        words += setting.words()
         with open(folder / "log.txt", "w", encoding="utf-8") as log:
             # A session of its own: what it starts ends with it.
-            return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(words, cwd=steps.REPOSITORY, stdout=log, stderr=log, start_new_session=True)
 
     return start
 
@@ -285,16 +313,16 @@ def run_cells(
 
 def run_all(args: argparse.Namespace) -> dict[Cell, str]:
     """Draw the data, run what is missing and write the report; the cells that failed."""
-    cells = plan(args.output, args.kinds, args.cells, args.seeds, args.steps)
+    cells = plan(args.output, args.kinds, args.cells, args.seeds, args.setting)
     for kind in dict.fromkeys(cell.kind for cell in cells):
-        steps.stage2(kind)
+        args.setting.stage2(kind)
     for blank in sorted({cell.what.blank for cell in cells}):
         steps.draw(data_folder(args.output, blank), blank=blank)
 
     def report() -> None:
         findings.write_report(args.output, EXPERIMENTS, steps.KINDS)
 
-    failed = run_cells(cells, start_in_process(args.output, args.steps), args.parallel, report)
+    failed = run_cells(cells, start_in_process(args.output, args.setting), args.parallel, report)
     report()
     return failed
 
@@ -308,11 +336,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--cells", nargs="+", default=list(EXPERIMENTS), help=f"experiments: {' '.join(EXPERIMENTS)}")
     parser.add_argument("--steps", type=int, help="of every training, in place of the recipes'")
+    parser.add_argument("--bridges", type=Path, help="folder of pretrain_bridge.py: start from its releases of stage 2")
     parser.add_argument("--parallel", type=int, default=2, help="cells at a time, each on one core")
     parser.add_argument("--report", action="store_true", help="run nothing, write the report on what is there")
     parser.add_argument("--one", metavar="CELL", help="run KIND/EXPERIMENT/SEED here and write no report: each process")
     args = parser.parse_args(argv)
     args.output = args.output.resolve()
+    bridges = args.bridges and os.path.relpath(args.bridges.resolve(), steps.REPOSITORY)
+    args.setting = Setting(args.steps, bridges)
     if args.parallel < 1:
         parser.error(f"--parallel {args.parallel}: expected at least 1")
     return args
@@ -322,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.one:
         kind, experiment, seed = args.one.split("/")
-        run_cell(Cell(kind, experiment, int(seed)), args.output, args.steps)
+        run_cell(Cell(kind, experiment, int(seed)), args.output, args.setting)
         return
     try:
         failed = {}

@@ -341,6 +341,7 @@ def command(runs: Sequence[Run], output: Path) -> str:
     options = {
         "--seeds": sorted({run["seed"] for run in runs if run["random"]}),
         "--steps": sorted({run["steps"] for run in runs if run["steps"] is not None}),
+        "--bridges": sorted({run["bridges"] for run in runs if run.get("bridges") is not None}),
     }
     for name, values in options.items():
         words += [name, *values] if values else []

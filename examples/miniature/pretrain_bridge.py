@@ -33,10 +33,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder; stages that it holds are not run again")
     parser.add_argument("--scale", type=float, default=6.0, help="how many pictures, relative to the usual number")
     parser.add_argument("--steps", type=int, help="of each stage, in place of the recipes'")
+    parser.add_argument("--num_query_tokens", type=int, help="in place of the recipe's")
     args = parser.parse_args()
     output = args.output.resolve()
     captions = steps.draw(output / "captions", ["coco_caption", "capfilt"], seed=1, scale=args.scale)
-    stage1 = steps.train("stage1", captions, output / "stage1", max_steps=args.steps)
+    stage1 = steps.train(
+        "stage1", captions, output / "stage1", max_steps=args.steps, num_query_tokens=args.num_query_tokens
+    )
     options = {"stage1": stage1, "language_model": f"{steps.BACKBONES}/{args.kind}", **STAGE2[args.kind]}
     if args.steps is not None:
         options["max_steps"] = args.steps

@@ -15,7 +15,7 @@ import findings
 import pytest
 import steps
 import write_datasets
-from experiments import EXPERIMENTS, Cell
+from experiments import EXPERIMENTS, Cell, Setting
 from findings import Spread
 from steps import KINDS
 
@@ -46,8 +46,8 @@ def write_run(output, run):
     (folder / findings.SCORES).write_text(json.dumps(run))
 
 
-def plan(output, kinds=("decoder_only",), names=("full",), seeds=(0,), most=None):
-    return [cell.name for cell in experiments.plan(output, kinds, names, seeds, most)]
+def plan(output, kinds=("decoder_only",), names=("full",), seeds=(0,), **setting):
+    return [cell.name for cell in experiments.plan(output, kinds, names, seeds, Setting(**setting))]
 
 
 # ---- Planning
@@ -80,10 +80,15 @@ def test_finished_cells_are_not_run_again_and_interrupted_ones_are(tmp_path):
     assert plan(tmp_path, names=["full"], seeds=[0, 1]) == ["decoder_only/full/1"]
 
 
-def test_cells_of_other_steps_are_not_mixed(tmp_path):
+def test_cells_of_other_settings_are_not_mixed(tmp_path):
     write_run(tmp_path, make_run("decoder_only", "full", 0, 50.0, steps=5))
+    assert plan(tmp_path, steps=5) == []
     with pytest.raises(ValueError, match="decoder_only/full/0 was run with --steps 5: remove"):
-        plan(tmp_path, most=None)
+        plan(tmp_path)
+    write_run(tmp_path, make_run("decoder_only", "blip2", 0, 50.0))
+    assert plan(tmp_path, names=["blip2"], steps=5) == []
+    with pytest.raises(ValueError, match="blip2/0 was run with neither --steps nor --bridges: remove"):
+        plan(tmp_path, names=["blip2"], bridges="outputs/bridge")
 
 
 def test_unknown_names_are_refused_in_one_sentence(tmp_path, capsys):
@@ -99,6 +104,8 @@ def test_a_missing_stage_2_release_is_named_before_anything_runs(tmp_path, monke
     monkeypatch.setattr(steps, "draw", lambda *args, **options: pytest.fail("drew the data"))
     with pytest.raises(SystemExit, match="stage2_decoder_only is missing"):
         experiments.main(["--output", str(tmp_path), "--kinds", "decoder_only"])
+    with pytest.raises(SystemExit, match="bridge/decoder_only/model is missing: pretrain_bridge.py makes it"):
+        experiments.main(["--output", str(tmp_path), "--kinds", "decoder_only", "--bridges", str(tmp_path / "bridge")])
 
 
 # ---- One cell
@@ -128,7 +135,7 @@ def asked(monkeypatch, tmp_path):
 
 
 def test_an_experiment_is_its_options_and_its_seed(asked, tmp_path):
-    experiments.run_cell(Cell("decoder_only", "no_instruction", 7), tmp_path, 12)
+    experiments.run_cell(Cell("decoder_only", "no_instruction", 7), tmp_path, Setting(12))
     release = tmp_path / "stage2_decoder_only"
     options = {"model": release, "seed": 7, "qformer_text_input": False, "max_steps": 12}
     assert asked["train"] == SimpleNamespace(recipe="instruct", data="data", options=options)
@@ -139,19 +146,19 @@ def test_an_experiment_is_its_options_and_its_seed(asked, tmp_path):
 
 
 def test_blip2_is_evaluated_as_it_is(asked, tmp_path):
-    experiments.run_cell(Cell("encoder_decoder", "blip2", 0), tmp_path, None)
+    experiments.run_cell(Cell("encoder_decoder", "blip2", 0), tmp_path, Setting())
     assert "train" not in asked
     assert asked["evaluate"].model == tmp_path / "stage2_encoder_decoder"
     assert asked["evaluate"].tasks[0] == "instructblip_heldout"
 
 
 def test_the_blind_model_sees_gray_pictures_in_training_and_evaluation(asked, tmp_path):
-    experiments.run_cell(Cell("decoder_only", "blind", 0), tmp_path, None)
+    experiments.run_cell(Cell("decoder_only", "blind", 0), tmp_path, Setting())
     assert (asked["train"].data, asked["evaluate"].data) == ("data_blank", "data_blank")
 
 
 def test_fine_tuning_starts_from_the_release_of_the_same_seed(asked, tmp_path):
-    experiments.run_cell(Cell("decoder_only", "finetune_instructblip", 2), tmp_path, None)
+    experiments.run_cell(Cell("decoder_only", "finetune_instructblip", 2), tmp_path, Setting())
     options = asked["train"].options
     assert options["model"] == tmp_path / "decoder_only/full/2/training/release"
     assert options["data_dir"] == tmp_path / "data/scienceqa"
@@ -266,11 +273,11 @@ def test_a_failed_cell_leaves_the_others_going_and_takes_what_starts_from_it():
 
 
 def test_the_command_names_failed_cells_at_its_end_and_reports_on_the_others(asked, tmp_path, monkeypatch):
-    def start_in_process(output, most):
+    def start_in_process(output, setting):
         def start(cell):
             if cell.experiment == "plain":
                 return Process(returncode=1)
-            experiments.run_cell(cell, output, most)
+            experiments.run_cell(cell, output, setting)
             return Process()
 
         return start
@@ -296,9 +303,21 @@ def test_a_cell_starts_in_an_empty_folder(tmp_path, monkeypatch):
     cell = Cell("decoder_only", "full", 3)
     left = tmp_path / cell.name / "training" / "release"
     left.mkdir(parents=True)
-    experiments.start_in_process(tmp_path, 9)(cell)
+    experiments.start_in_process(tmp_path, Setting(9, "outputs/bridge"))(cell)
     assert not left.exists()
-    assert seen["words"][-4:] == ["--one", "decoder_only/full/3", "--steps", "9"]
+    assert seen["words"][-6:] == ["--one", "decoder_only/full/3", "--steps", "9", "--bridges", "outputs/bridge"]
+
+
+def test_cells_start_from_the_bridges_that_are_given(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "REPOSITORY", tmp_path)
+    release = tmp_path / "bridge" / "decoder_only" / "model"
+    release.mkdir(parents=True)
+    words = ["--output", str(tmp_path / "out"), "--one", "decoder_only/full/0", "--bridges", str(tmp_path / "bridge")]
+    experiments.main(words)
+    assert asked["train"].options["model"] == release
+    written = json.loads((tmp_path / "out/decoder_only/full/0/scores.json").read_text())
+    assert (written["steps"], written["bridges"]) == (None, "bridge")
+    assert findings.command([written], tmp_path / "out").endswith("--bridges bridge")
 
 
 def test_cells_end_with_the_command(tmp_path):
