@@ -316,14 +316,19 @@ def as_numbers(found: Spread) -> dict[str, Any]:
 def sentence(found: Mapping[str, Any]) -> str:
     """A finding in plain words, from its numbers."""
     start = f"{found['verdict'].capitalize()}: {found['finding']} ({found['source']}; {found['kind']})"
-    if found["verdict"] == NOT_RUN:
-        return f"{start}."
     count = len(found["values"])
     over = f"over {count} seeds" if count > 1 else "with one seed"
     error = "" if found["standard_error"] is None else f", standard error {found['standard_error']:.1f}"
     score = f"Mean {found['score']}" if found["score"] in MEANS else found["score"]
     compared = f"{found['experiment']} less {found['than']} is {found['mean']:+.1f} {over}{error}"
     return f"{start}. {score}: {compared}."
+
+
+def sentences(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The findings in plain words; of those that nothing is known of, how many there are."""
+    known = [sentence(each) for each in found if each["verdict"] != NOT_RUN]
+    left = len(found) - len(known)
+    return [*known, f"Not run: what {left} of the {len(found)} comparisons need."] if left else known
 
 
 def made_with(runs: Sequence[Run], output: Path) -> list[tuple[str, str]]:
@@ -374,7 +379,7 @@ def write_report(output: Path, experiments: Mapping[str, "Experiment"], kinds: S
 
 
 def as_text(found: Sequence[Mapping[str, Any]], tables: Sequence[Table], made: Sequence[tuple[str, str]]) -> str:
-    parts = [f"# {TITLE}", "## What shows up", listed(escape_markdown(sentence(each)) for each in found)]
+    parts = [f"# {TITLE}", "## What shows up", listed(map(escape_markdown, sentences(found)))]
     for table in tables:
         parts += [f"## {table.title}", as_markdown(table)]
     parts += ["## How to read this", listed(ABOUT)]
@@ -398,7 +403,7 @@ def as_page(
     drawn = "".join(
         f"<figure><figcaption>{escape(name)}</figcaption>{dot_plot(rows)}</figure>" for name, rows in figures
     )
-    parts = [f"<header><h1>{TITLE}</h1></header><h2>What shows up</h2>{items([sentence(each) for each in found])}"]
+    parts = [f"<header><h1>{TITLE}</h1></header><h2>What shows up</h2>{items(sentences(found))}"]
     if drawn:
         parts.append(f'<h2>Means, with their standard deviation over seeds</h2><div class="plots">{drawn}</div>')
     parts += map(html_section, tables)
