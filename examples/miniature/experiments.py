@@ -109,12 +109,7 @@ class Setting:
         Raises:
             FileNotFoundError: it is not there.
         """
-        if self.bridges is None:
-            return steps.stage2(kind)
-        release = steps.REPOSITORY / self.bridges / kind / "model"
-        if not release.is_dir():
-            raise FileNotFoundError(f"{release} is missing: pretrain_bridge.py makes it")
-        return release
+        return steps.stage2(kind, None if self.bridges is None else (steps.REPOSITORY / self.bridges).resolve())
 
     def words(self) -> list[str]:
         """The options of the command that give it."""

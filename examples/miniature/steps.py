@@ -63,13 +63,16 @@ def run(program: Sequence[str | Path], options: Mapping[str, object], log: Path 
         subprocess.run(command, check=True, cwd=REPOSITORY, env=environment, stdout=out, stderr=out)
 
 
-def stage2(kind: str) -> Path:
-    """The shipped release of stage 2, BLIP-2 in small, with this kind of language model.
+def stage2(kind: str, bridges: Path | None = None) -> Path:
+    """The release of stage 2, BLIP-2 in small, with this kind of language model.
+
+    Args:
+        bridges: folder of pretrain_bridge.py, absolute; None: the shipped release.
 
     Raises:
         FileNotFoundError: it is not there.
     """
-    folder = BACKBONES / f"stage2_{kind}"
+    folder = BACKBONES / f"stage2_{kind}" if bridges is None else bridges / kind / "model"
     if not (REPOSITORY / folder).is_dir():
         raise FileNotFoundError(f"{folder} is missing: pretrain_bridge.py makes it")
     return folder
