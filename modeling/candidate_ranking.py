@@ -223,8 +223,9 @@ class _DecoderScorer(_TrieScorer):
     def __init__(self, language_model: PreTrainedModel, embeds: torch.Tensor, mask: torch.Tensor):
         self.language_model, self.mask = language_model, mask.bool()
         self.lengths = mask.sum(dim=1)
-        columns = torch.arange(mask.shape[1], device=mask.device)
-        last = columns == (self.mask * columns).amax(dim=1, keepdim=True)  # each row's last real token
+        rows, seq = mask.shape
+        columns = torch.arange(seq, device=mask.device)
+        last = (self.mask * columns).amax(dim=1) + seq * torch.arange(rows, device=mask.device)  # real token of a row
         with logits_at(language_model, last):
             outputs = language_model(
                 inputs_embeds=embeds, attention_mask=mask, position_ids=positions_from_mask(mask), use_cache=True

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from .packing import assert_later, places_of
+
 
 def find_uses(
-    image_index: torch.Tensor | None, num_images: int, qformer_input_ids: torch.Tensor | None
+    image_index: torch.Tensor | None,
+    num_images: int,
+    qformer_input_ids: torch.Tensor | None,
+    num_uses: int | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Row and image of each use of an image, in reading order.
 
@@ -14,6 +19,7 @@ def find_uses(
         image_index: (rows, most images of a row), -1 for none; None: row i shows image i.
         num_images: unique images of the batch.
         qformer_input_ids: (rows, length) instructions, whose number must fit.
+        num_uses: where the host knows it. If there are fewer, uses that no placeholder takes follow.
 
     Returns:
         Two (uses,) tensors, or (None, None) when row i shows image i.
@@ -30,20 +36,21 @@ def find_uses(
         return None, None
     if qformer_input_ids is not None and len(qformer_input_ids) != len(image_index):
         raise ValueError(f"image_index has {len(image_index)} rows for {len(qformer_input_ids)} instructions")
-    if torch.compiler.is_compiling():
-        # A fixed number of uses, so that no shape depends on data: the unused go last, where no placeholder takes them.
-        flat = image_index.flatten()
-        order = torch.argsort((flat < 0).int(), stable=True)
-        return order // image_index.shape[1], flat[order].clamp(min=0)
-    if image_index.numel() and int(image_index.max()) >= num_images:
+    if torch.compiler.is_compiling() and num_uses is None:
+        num_uses = image_index.numel()  # so that no shape depends on data
+    if num_uses is None and image_index.numel() and int(image_index.max()) >= num_images:
         row = int((image_index >= num_images).any(dim=1).nonzero()[0])
         raise ValueError(f"sample {row} shows image {int(image_index[row].max())}, but there are {num_images} images")
-    used = image_index >= 0
-    return used.nonzero()[:, 0], image_index[used]
+    places = places_of(image_index >= 0, num_uses)
+    return places // image_index.shape[1], image_index.flatten()[places].clamp(min=0)
 
 
 def check_placeholders(
-    is_image: torch.Tensor, features: torch.Tensor | None, image_index: torch.Tensor | None, num_query_tokens: int
+    is_image: torch.Tensor,
+    features: torch.Tensor | None,
+    image_index: torch.Tensor | None,
+    num_query_tokens: int,
+    wait: bool = True,
 ) -> None:
     """Refuse rows without exactly one placeholder per query output of their images.
 
@@ -51,6 +58,7 @@ def check_placeholders(
         is_image: (rows, seq) True at placeholders.
         features: (uses, query, llm_hidden) of all images, or None.
         image_index: as in `find_uses`.
+        wait: for what is on the device. Without, rows that do not fit are found by `assert_later`, which names none.
 
     Raises:
         ValueError: naming the first sample that does not fit, and both counts.
@@ -66,7 +74,9 @@ def check_placeholders(
         raise ValueError(f"image_index has {len(expected)} rows for {len(found)} prompts")
     if features is not None and image_index is None and len(features) != len(found):
         raise ValueError(f"{len(features)} images for {len(found)} prompts: pass image_index")
-    if not torch.equal(found, expected):
+    if not wait:
+        assert_later((found == expected).all(), "some rows have more or fewer placeholders than their images need")
+    elif not torch.equal(found, expected):
         row = int((found != expected).nonzero()[0])
         raise ValueError(
             f"sample {row} has {int(found[row])} image placeholders and its images need {int(expected[row])}: "

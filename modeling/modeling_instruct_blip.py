@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.models.instructblip.modeling_instructblip import InstructBlipVisionEmbeddings
 from transformers.utils import ModelOutput, logging
@@ -33,6 +35,7 @@ from .packing import (
     logits_at,
     next_labels,
     pack_rows,
+    places_of,
     positions_from_mask,
     takes_position_ids,
 )
@@ -50,6 +53,7 @@ class InstructBLIPOutput(ModelOutput):
         logits: (rows, seq or target, vocabulary); None while training with labels, where they are computed at
             supervised positions only.
         token_losses: (supervised,) cross-entropy in nats of each supervised position, row after row, without gradient.
+            With `sizes` that say more than there are, zeros follow.
         token_hits: (supervised,) whether the label was the most likely token there.
         image_features: (uses, query, llm_hidden), what the language model reads in place of the placeholders.
         past_key_values, hidden_states, attentions: of a decoder-only language model, when asked for.
@@ -215,6 +219,7 @@ class InstructBLIPForConditionalGeneration(
         qformer_attention_mask: torch.Tensor | None = None,
         image_embeds: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
+        num_uses: int | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -228,6 +233,7 @@ class InstructBLIPForConditionalGeneration(
             qformer_attention_mask: (rows, length).
             image_embeds: (images, patches, vision_hidden) from `encode_images`, in place of `pixel_values`.
             image_index: (rows, most images of a row) image of each use, -1 for none; None: row i shows image i.
+            num_uses: how many uses `image_index` has, where the caller knows (see `sizes` of `forward`).
 
         Returns:
             [`InstructBLIPImageFeatures`]; `pooler_output` is (uses, query, llm_hidden), uses in row order.
@@ -252,7 +258,7 @@ class InstructBLIPForConditionalGeneration(
             vision = self.encode_images(pixel_values, **asked)
         image_states = self.normed_images(vision.last_hidden_state)
 
-        use_rows, use_images = find_uses(image_index, len(image_states), qformer_input_ids)
+        use_rows, use_images = find_uses(image_index, len(image_states), qformer_input_ids, num_uses)
         num_uses = len(image_states) if use_images is None else len(use_images)
         text = {}
         if self.config.qformer_text_input:
@@ -285,6 +291,7 @@ class InstructBLIPForConditionalGeneration(
         inputs_embeds: torch.Tensor | None,
         image_index: torch.Tensor | None,
         features: torch.Tensor | None,
+        wait: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Text embeddings with image features in the placeholders' places, the mask, and where the placeholders are."""
         embed = self.get_input_embeddings()
@@ -311,11 +318,15 @@ class InstructBLIPForConditionalGeneration(
             is_image = (inputs_embeds == embed(torch.tensor(image_token, device=inputs_embeds.device))).all(dim=-1)
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        if not torch.compiler.is_compiling():
-            check_placeholders(is_image, features, image_index, self.config.num_query_tokens)
+        wait = (wait or is_image.device.type == "cpu") and not torch.compiler.is_compiling()
+        check_placeholders(is_image, features, image_index, self.config.num_query_tokens, wait)
         if features is not None:
-            features = features.to(device=inputs_embeds.device, dtype=inputs_embeds.dtype)
-            inputs_embeds = inputs_embeds.masked_scatter(is_image[..., None].to(inputs_embeds.device), features)
+            # Not masked_scatter, whose backward pass waits for the device.
+            features = features.to(device=inputs_embeds.device, dtype=inputs_embeds.dtype).flatten(0, 1)
+            is_image = is_image.to(inputs_embeds.device)
+            slots = (is_image.flatten().cumsum(dim=0) - 1).clamp(min=0, max=len(features) - 1)
+            shown = features.index_select(0, slots).view_as(inputs_embeds)
+            inputs_embeds = torch.where(is_image[..., None], shown, inputs_embeds)
         return inputs_embeds, attention_mask, is_image
 
     def _check_length(self, attention_mask: torch.Tensor) -> None:
@@ -325,6 +336,7 @@ class InstructBLIPForConditionalGeneration(
         if (
             positions is not None
             and length > positions
+            and not torch.compiler.is_compiling()
             and (length := int(attention_mask.sum(dim=1).max())) > positions
         ):
             raise ValueError(
@@ -344,11 +356,16 @@ class InstructBLIPForConditionalGeneration(
         image_index: torch.Tensor | None = None,
         qformer_input_ids: torch.Tensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
+        sizes: Mapping[str, int] | None = None,
         **asked,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, InstructBLIPImageFeatures | None]:
         """Embeddings of text and images, (rows, seq, hidden), the mask, the placeholders' places, and the features."""
         features = None
-        unused = image_index is not None and not torch.compiler.is_compiling() and not (image_index >= 0).any()
+        sizes = sizes or {}
+        if sizes:
+            unused = sizes["uses"] == 0
+        else:
+            unused = image_index is not None and not torch.compiler.is_compiling() and not (image_index >= 0).any()
         if (pixel_values is not None or image_embeds is not None) and not unused:
             features = self.get_image_features(
                 pixel_values=pixel_values,
@@ -356,6 +373,7 @@ class InstructBLIPForConditionalGeneration(
                 image_index=image_index,
                 qformer_input_ids=qformer_input_ids,
                 qformer_attention_mask=qformer_attention_mask,
+                num_uses=sizes.get("uses"),
                 **asked,
             )
             if image_index is None and pixel_values is not None and pixel_values.dim() == 5:
@@ -363,7 +381,9 @@ class InstructBLIPForConditionalGeneration(
         # All processes gather sharded layers in one order, backward too: here, and with a gradient for what comes next.
         nothing = self._no_image() if features is None and self.is_sharded else None
         pooled = None if features is None else features.pooler_output
-        embeds, mask, is_image = self._merge(input_ids, attention_mask, inputs_embeds, image_index, pooled)
+        embeds, mask, is_image = self._merge(
+            input_ids, attention_mask, inputs_embeds, image_index, pooled, wait=not sizes
+        )
         embeds = embeds if nothing is None else embeds + nothing.to(embeds.dtype)
         self._check_length(mask)
         return embeds, mask, is_image, features
@@ -385,6 +405,7 @@ class InstructBLIPForConditionalGeneration(
         decoder_attention_mask: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         skip_logits: bool | None = None,
+        sizes: Mapping[str, int] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -408,6 +429,10 @@ class InstructBLIPForConditionalGeneration(
                 accumulation); default: their number in this batch, which gives the mean.
             skip_logits: compute vocabulary logits at supervised positions only and return none. Default: while training
                 with labels.
+            sizes: how many real `tokens`, `supervised` labels and `uses` of images the batch has, or more than that, as
+                `InstructBLIPCollator` counts them. The host then never waits for the device, and no shape depends on
+                what is there, so that padding is left out of what `torch.compile` compiles, too. Rows that do not fit
+                their images are then found by an assertion on the device.
 
         Raises:
             ValueError: placeholders and images do not match, an argument is missing, or a prompt is too long.
@@ -426,19 +451,30 @@ class InstructBLIPForConditionalGeneration(
             image_index,
             qformer_input_ids,
             qformer_attention_mask,
+            sizes,
             **asked,
         )
         if skip_logits is None:
             skip_logits = self.training and labels is not None
-        skip_logits = skip_logits and labels is not None and not torch.compiler.is_compiling()
+        # What compiles has shapes that the host knows.
+        sizes = sizes or {}
+        skip_logits = skip_logits and labels is not None and (bool(sizes) or not torch.compiler.is_compiling())
         kwargs = {**kwargs, **asked}
         if self.config.is_encoder_decoder:
             outputs, (loss, token_losses, token_hits) = self._encoder_decoder(
-                embeds, mask, labels, decoder_input_ids, decoder_attention_mask, num_items_in_batch, skip_logits, kwargs
+                embeds,
+                mask,
+                labels,
+                decoder_input_ids,
+                decoder_attention_mask,
+                num_items_in_batch,
+                skip_logits,
+                sizes,
+                kwargs,
             )
         else:
             outputs, (loss, token_losses, token_hits) = self._decoder_only(
-                embeds, mask, is_image, labels, num_items_in_batch, skip_logits, attention_mask, kwargs
+                embeds, mask, is_image, labels, num_items_in_batch, skip_logits, sizes, attention_mask, kwargs
             )
         if features is None:
             features = InstructBLIPImageFeatures()
@@ -481,41 +517,44 @@ class InstructBLIPForConditionalGeneration(
         features = self.get_image_features(**image, qformer_input_ids=text)
         return 0.0 * features.pooler_output.float().sum()
 
-    def _decoder_only(self, embeds, mask, is_image, labels, num_items_in_batch, skip_logits, full_mask, kwargs):
+    def _decoder_only(self, embeds, mask, is_image, labels, num_items_in_batch, skip_logits, sizes, full_mask, kwargs):
         """Run a decoder-only language model; returns its output and `_cross_entropy` (Nones without labels)."""
         if labels is not None:
             # A placeholder is never an answer.
             labels = labels.to(embeds.device).masked_fill(is_image.to(embeds.device), -100)
         attention = self.language_model.config._attn_implementation
         if skip_logits and attention in ("sdpa", "eager") and has_plain_attention(self.language_model):
-            packed = pack_rows(embeds, mask.to(embeds.device), labels, dense_mask=attention == "eager")
-            learned = packed.labels != -100
-            prune = None if "output_hidden_states" in kwargs else learned
-            with logits_at(self.language_model, learned), last_feed_forward_at(self.language_model, prune):
+            dense = attention == "eager"
+            packed = pack_rows(embeds, mask.to(embeds.device), labels, dense, sizes.get("tokens"))
+            learned = places_of(packed.labels != -100, sizes.get("supervised"))
+            prune = None if "output_hidden_states" in kwargs or torch.compiler.is_compiling() else learned
+            with last_feed_forward_at(self.language_model, prune, packed.labels.shape[1]):
                 outputs = self.language_model(
                     inputs_embeds=packed.inputs_embeds,
                     attention_mask=packed.attention_mask,
                     position_ids=packed.position_ids,
+                    logits_to_keep=learned,
                     **{**kwargs, "use_cache": False},
                 )
-            return outputs, _cross_entropy(outputs.logits, packed.labels[learned], num_items_in_batch)
+            return outputs, _cross_entropy(outputs.logits[0], packed.labels[0, learned], num_items_in_batch)
         if labels is not None:
             labels = next_labels(labels, mask.to(labels.device))
             kwargs.setdefault("use_cache", False)
         if "position_ids" not in kwargs and takes_position_ids(self.language_model):
             counted = mask if full_mask is None else full_mask
             kwargs["position_ids"] = positions_from_mask(counted)[:, -embeds.shape[1] :]
-        with logits_at(self.language_model, labels != -100 if skip_logits else None):
+        learned = None if labels is None else places_of(labels != -100, sizes.get("supervised"))
+        with logits_at(self.language_model, learned if skip_logits and not torch.compiler.is_compiling() else None):
             outputs = self.language_model(
                 inputs_embeds=embeds, attention_mask=mask if full_mask is None else full_mask, **kwargs
             )
         if labels is None:
             return outputs, (None, None, None)
-        logits = outputs.logits if skip_logits else outputs.logits[labels != -100]
-        return outputs, _cross_entropy(logits, labels[labels != -100], num_items_in_batch)
+        logits = outputs.logits if outputs.logits.dim() == 2 else outputs.logits.flatten(0, 1)[learned]
+        return outputs, _cross_entropy(logits, labels.flatten()[learned], num_items_in_batch)
 
     def _encoder_decoder(
-        self, embeds, mask, labels, decoder_ids, decoder_mask, num_items_in_batch, skip_logits, kwargs
+        self, embeds, mask, labels, decoder_ids, decoder_mask, num_items_in_batch, skip_logits, sizes, kwargs
     ):
         """Run an encoder-decoder; returns its output and `_cross_entropy` (Nones without labels)."""
         mask, embeds = align(mask.to(embeds.device), "right", embeds)
@@ -526,7 +565,13 @@ class InstructBLIPForConditionalGeneration(
                 decoder_ids = self._shift_right(labels)
         if decoder_ids is None and kwargs.get("decoder_inputs_embeds") is None:
             raise ValueError("an encoder-decoder language model needs labels or decoder_input_ids")
-        with logits_at(self.language_model, labels != -100 if skip_logits else None):
+        learned = None if labels is None else places_of(labels != -100, sizes.get("supervised"))
+        if sizes and self.language_model.config._attn_implementation in ("sdpa", "eager"):
+            # transformers takes a mask of four dimensions as it is; of others it looks whether they mask anything.
+            mask = create_bidirectional_mask(
+                self.language_model.config, embeds, mask, allow_is_bidirectional_skip=False
+            )[:, :, :1]
+        with logits_at(self.language_model, learned if skip_logits and not torch.compiler.is_compiling() else None):
             outputs = self.language_model(
                 inputs_embeds=embeds,
                 attention_mask=mask,
@@ -536,8 +581,8 @@ class InstructBLIPForConditionalGeneration(
             )
         if labels is None:
             return outputs, (None, None, None)
-        logits = outputs.logits if skip_logits else outputs.logits[labels != -100]
-        return outputs, _cross_entropy(logits, labels[labels != -100], num_items_in_batch)
+        logits = outputs.logits if outputs.logits.dim() == 2 else outputs.logits.flatten(0, 1)[learned]
+        return outputs, _cross_entropy(logits, labels.flatten()[learned], num_items_in_batch)
 
     def _shift_right(self, labels: torch.Tensor) -> torch.Tensor:
         """Decoder inputs for `labels` (rows, target): the start token, then all labels but the last."""
@@ -555,10 +600,11 @@ def _cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Loss, and of each of (supervised, vocabulary) logits its loss and whether the target is the most likely token.
 
-    The loss is their sum divided by `num_items_in_batch`, or their mean; 0 if there are none.
+    The loss is their sum divided by `num_items_in_batch`, or their mean; 0 if there are none. A target of -100 counts
+    for nothing.
     """
     targets = targets.to(logits.device)
     losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    items = max(targets.numel(), 1) if num_items_in_batch is None else num_items_in_batch
+    items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     loss = losses.sum() / (items.to(losses.device) if isinstance(items, torch.Tensor) else items)
     return loss, losses.detach(), logits.detach().argmax(dim=-1) == targets

@@ -303,7 +303,11 @@ class InstructBLIPQFormerModel(PreTrainedModel):
                 mask = self._causal_mask(hidden, attention_mask, num_queries)
             else:
                 mask = create_bidirectional_mask(
-                    config=self.config, inputs_embeds=hidden, attention_mask=attention_mask
+                    config=self.config,
+                    inputs_embeds=hidden,
+                    attention_mask=attention_mask,
+                    # To see whether there is any padding, the host would wait for the device.
+                    allow_is_bidirectional_skip=not self.training,
                 )
         kwargs.update(attention_mask=mask, image_index=image_index, text_output=text_output)
         for layer in self.encoder.layer:

@@ -18,19 +18,15 @@ class PackedRowsMask(torch.Tensor):
 
     rows: int
     longest: int
-    places: torch.Tensor | None
+    places: torch.Tensor
 
     @staticmethod
-    def of(attention_mask: torch.Tensor, dtype: torch.dtype) -> PackedRowsMask:
-        """The mask for the real tokens of (rows, seq), packed in reading order."""
-        lengths = attention_mask.bool().sum(dim=1)
-        rows, longest, tokens = len(lengths), int(lengths.max()), int(lengths.sum())
-        shape = torch.full((), float("nan"), dtype=dtype, device=lengths.device).expand(1, 1, tokens, tokens)
+    def of(row: torch.Tensor, column: torch.Tensor, rows: int, longest: int, dtype: torch.dtype) -> PackedRowsMask:
+        """The mask of tokens whose places among `rows` rows of `longest` columns are `row` and `column`, (tokens,)."""
+        tokens = len(row)
+        shape = torch.full((), float("nan"), dtype=dtype, device=row.device).expand(1, 1, tokens, tokens)
         mask = torch.Tensor._make_subclass(PackedRowsMask, shape)
-        mask.rows, mask.longest, mask.places = rows, longest, None
-        if tokens < rows * longest:
-            columns = torch.arange(longest, device=lengths.device)
-            mask.places = (columns < lengths[:, None]).flatten().nonzero()[:, 0]
+        mask.rows, mask.longest, mask.places = rows, longest, row * longest + column
         return mask
 
     @classmethod
@@ -48,19 +44,16 @@ def _attend(
 ) -> torch.Tensor:
     """SDPA of (1, heads, tokens, head_dim), row by row."""
     rows, longest = attn_mask.rows, attn_mask.longest
-    places = None if attn_mask.places is None else attn_mask.places.to(query.device)
+    places = attn_mask.places.to(query.device)
 
     def unpack(packed: torch.Tensor) -> torch.Tensor:
         tokens = packed[0].transpose(0, 1)  # (tokens, heads, head_dim)
-        if places is not None:
-            tokens = tokens.new_zeros(rows * longest, *tokens.shape[1:]).index_copy(0, places, tokens)
+        tokens = tokens.new_zeros(rows * longest, *tokens.shape[1:]).index_copy(0, places, tokens)
         return tokens.unflatten(0, (rows, longest)).transpose(1, 2)
 
     # Padding follows a row's last token, so causal attention never reaches it.
     output = nn.functional.scaled_dot_product_attention(
         unpack(query), unpack(key), unpack(value), **{**kwargs, "is_causal": True}
     )
-    output = output.transpose(1, 2).flatten(0, 1)
-    if places is not None:
-        output = output.index_select(0, places)
+    output = output.transpose(1, 2).flatten(0, 1).index_select(0, places)
     return output.transpose(0, 1)[None]

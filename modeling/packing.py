@@ -98,6 +98,31 @@ def align(attention_mask: torch.Tensor, side: str, *tensors: torch.Tensor) -> tu
     return tuple(aligned)
 
 
+def assert_later(condition: torch.Tensor, message: str) -> None:
+    """Fail if `condition`, one bool, is False, without waiting for it: on a GPU by an assertion on the device.
+
+    Raises:
+        RuntimeError: on a CPU, at once, with the message.
+    """
+    if condition.device.type in ("cpu", "cuda"):
+        torch._assert_async(condition, message)
+
+
+def places_of(wanted: torch.Tensor, count: int | None = None) -> torch.Tensor:
+    """Where `wanted` is True, as indices into it flattened, in order: (count,).
+
+    Args:
+        wanted: bool, any shape.
+        count: how many are wanted, where the host knows; else it has to wait for the device. A larger one is filled up
+            with places that are not wanted, behind the others. A smaller one fails as `assert_later` does.
+    """
+    flat = wanted.flatten()
+    if count is None:
+        return flat.nonzero()[:, 0]
+    assert_later(flat.sum() <= count, "a batch holds more than its `sizes` say: count again, or leave them out")
+    return torch.argsort((~flat).int(), stable=True)[:count]
+
+
 @dataclass
 class PackedRows:
     """All real tokens of a batch in one row.
@@ -116,34 +141,55 @@ class PackedRows:
 
 
 def pack_rows(
-    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, dense_mask: bool = False
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor,
+    labels: torch.Tensor,
+    dense_mask: bool = False,
+    tokens: int | None = None,
 ) -> PackedRows:
     """Drop the padding of (rows, seq) inputs; `labels` (rows, seq) are aligned with the inputs.
 
-    `dense_mask` asks for a mask that attention other than SDPA understands.
+    Args:
+        dense_mask: ask for a mask that attention other than SDPA understands.
+        tokens: how many are real, where the host knows. If there are fewer, padding follows, which no real token sees.
     """
     real = attention_mask.bool()
-    positions = positions_from_mask(attention_mask)[real]
-    packed = next_labels(labels, attention_mask)[real]
-    row = real.nonzero()[:, 0]
-    mask: torch.Tensor = PackedRowsMask.of(attention_mask, inputs_embeds.dtype)
+    rows, seq = real.shape
+    places = places_of(real, tokens)
+    row = places // seq
+    lengths = real.sum(dim=1, keepdim=True)
+    # The column of each token in its row without padding, which comes after.
+    columns = torch.where(real, real.cumsum(dim=1), lengths + (~real).cumsum(dim=1)) - 1
+    columns = columns.flatten()[places]
+    longest = int(lengths.max()) if tokens is None else seq
     # One row much longer than the others would leave little but padding; causal kernels do half of the work.
-    if dense_mask or mask.rows * mask.longest**2 > 2 * len(row) ** 2:
+    if dense_mask or rows * longest**2 > 2 * len(places) ** 2:
         mask = additive_mask((row[:, None] == row[None, :]).tril()[None, None], inputs_embeds.dtype)
-    return PackedRows(inputs_embeds[real][None], mask, positions[None], packed[None])
+    else:
+        mask = PackedRowsMask.of(row, columns, rows, longest, inputs_embeds.dtype)
+    return PackedRows(
+        inputs_embeds=inputs_embeds.flatten(0, 1).index_select(0, places)[None],
+        attention_mask=mask,
+        position_ids=positions_from_mask(attention_mask).flatten()[places][None],
+        labels=next_labels(labels, attention_mask).flatten()[places][None],
+    )
 
 
 @contextmanager
-def logits_at(language_model: nn.Module, keep: torch.Tensor | None) -> Iterator[None]:
-    """Inside, the head sees only the positions where `keep` (rows, seq) is True: logits are (kept, vocabulary).
+def logits_at(language_model: nn.Module, places: torch.Tensor | None) -> Iterator[None]:
+    """Inside, the head sees only (rows, seq) positions at `places` of them flattened: logits are (places, vocabulary).
 
     A hook, because it is the one way that works for every language model and keeps what the model does to its logits.
     """
-    if keep is None:
+    if places is None:
         yield
         return
     head = language_model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][keep],))
+
+    def select(_: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0].flatten(0, 1).index_select(0, places.to(inputs[0].device)),)
+
+    hook = head.register_forward_pre_hook(select)
     try:
         yield
     finally:
@@ -151,15 +197,15 @@ def logits_at(language_model: nn.Module, keep: torch.Tensor | None) -> Iterator[
 
 
 @contextmanager
-def last_feed_forward_at(language_model: nn.Module, keep: torch.Tensor | None) -> Iterator[None]:
-    """Inside, the last layer's feed-forward block runs only where `keep` (rows, seq) is True, and adds 0 elsewhere.
+def last_feed_forward_at(language_model: nn.Module, places: torch.Tensor | None, tokens: int) -> Iterator[None]:
+    """Inside, the last layer's feed-forward block runs only at `places` of one row of `tokens`, and adds 0 elsewhere.
 
-    Nobody reads the other positions of the last layer when logits are computed at `keep` only. Does nothing for
+    Nobody reads the other positions of the last layer when logits are computed at `places` only. Does nothing for
     language models without `layers[-1].mlp`, or under gradient checkpointing, which runs layers again after the block.
     """
     layers = getattr(language_model.base_model, "layers", None)
     block = None if layers is None else getattr(layers[-1], "mlp", None)
-    if keep is None or block is None:
+    if places is None or block is None:
         yield
         return
     if language_model.is_activation_checkpointing or hasattr(
@@ -167,14 +213,13 @@ def last_feed_forward_at(language_model: nn.Module, keep: torch.Tensor | None) -
     ):  # FSDP's wrapper
         yield
         return
-    places = keep.flatten().nonzero()[:, 0]
 
     def select(_: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (inputs[0].flatten(0, 1).index_select(0, places.to(inputs[0].device)),)
+        return (inputs[0].index_select(1, places.to(inputs[0].device)),)
 
     def scatter(_: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        everywhere = output.new_zeros(keep.numel(), output.shape[-1])
-        return everywhere.index_copy(0, places.to(output.device), output).view(*keep.shape, -1)
+        everywhere = output.new_zeros(1, tokens, output.shape[-1])
+        return everywhere.index_copy(1, places.to(output.device), output)
 
     hooks = [block.register_forward_pre_hook(select), block.register_forward_hook(scatter)]
     try:

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import torch
 from transformers.feature_extraction_utils import BatchFeature
 
 from .chat_template import join_history
@@ -30,6 +31,8 @@ class InstructBLIPCollator:
         answer_max_length: tokens kept of a response, the end token included (LAVIS: 256).
         pad_to_multiple_of: of prompt, Q-Former and label lengths.
         keep_ids: also return `id` and `dataset` of the samples, as lists.
+        bucketed: round lengths and numbers of images up to few different ones, so that there are few shapes to compile
+            or to record as CUDA graphs (`torch_compile`). What is filled up changes no result.
     """
 
     def __init__(
@@ -39,18 +42,21 @@ class InstructBLIPCollator:
         answer_max_length: int | None = 256,
         pad_to_multiple_of: int | None = 8,
         keep_ids: bool = False,
+        bucketed: bool = False,
     ):
         self.processor = processor
         self.max_length = max_length
         self.answer_max_length = answer_max_length
         self.pad_to_multiple_of = pad_to_multiple_of
         self.keep_ids = keep_ids
+        self.bucketed = bucketed
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> BatchFeature:
         """Collate samples.
 
         Returns:
-            The processor's outputs with labels; with `keep_ids` also lists `id` and `dataset`.
+            The processor's outputs with labels, and the `sizes` that the model's `forward` takes; with `keep_ids` also
+            lists `id` and `dataset`.
 
         Raises:
             ValueError: a sample lacks a key or holds something else than it promises, an image cannot be read, or some
@@ -71,10 +77,40 @@ class InstructBLIPCollator:
             answer_max_length=self.answer_max_length,
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
+        if self.bucketed:
+            self._fill_buckets(batch)
+        batch["sizes"] = self._sizes(batch)
         if self.keep_ids:
             batch["id"] = [feature.get("id") for feature in features]
             batch["dataset"] = [feature.get("dataset") for feature in features]
         return batch
+
+    def _sizes(self, batch: BatchFeature) -> dict[str, int]:
+        """What the host has to know for shapes that do not depend on what is on the device."""
+        tokens, supervised = int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
+        uses = int((batch["image_index"] >= 0).sum()) if "image_index" in batch else 0
+        if self.bucketed:
+            tokens, supervised, uses = bucket(tokens, 4), bucket(supervised), bucket(uses, 4)
+        return {"tokens": tokens, "supervised": supervised, "uses": uses}
+
+    def _fill_buckets(self, batch: BatchFeature) -> None:
+        """Pad rows on the right, where training has its padding, and repeat the last image, which no row then uses.
+
+        Four parts an octave where time goes with the size: in images, and in an encoder's rows, which stay padded.
+        """
+        encoder = self.processor.is_encoder_decoder
+        for key in ("input_ids", "attention_mask", "qformer_input_ids", "qformer_attention_mask", "labels"):
+            length = batch[key].shape[1]
+            wanted = bucket(length, 4 if encoder and key in ("input_ids", "attention_mask") else 1)
+            if key.startswith("qformer"):
+                wanted = min(wanted, self.processor.qformer_max_length)
+            padding = (0, wanted - length)
+            batch[key] = torch.nn.functional.pad(batch[key], padding, value=-100 if key == "labels" else 0)
+        for key in ("pixel_values", "image_embeds"):
+            if key in batch:
+                images = batch[key]
+                more = bucket(len(images), 4) - len(images)
+                batch[key] = torch.cat([images, images[-1:].expand(more, *images.shape[1:])])
 
     def _instruction(self, feature: dict[str, Any], name: str) -> str:
         key = "instruction" if "instruction" in feature or "prompt" not in feature else "prompt"
@@ -98,6 +134,15 @@ class InstructBLIPCollator:
         if "image_embeds" in kinds and len(kinds) > 1:
             raise ValueError("some samples of the batch have image_embeds and others images: encode all or none")
         return {"image_embeds" if "image_embeds" in kinds else "images": rows}
+
+
+def bucket(count: int, parts: int = 1) -> int:
+    """The next power of two, or of the sizes that cut the way from one to the next into equal `parts`.
+
+    Four parts add at most a quarter.
+    """
+    step = max((1 << (count - 1).bit_length()) // (2 * parts), 1)
+    return -(-count // step) * step
 
 
 def sample_name(row: int, feature: dict[str, Any]) -> str:

@@ -45,4 +45,5 @@ class InstructBLIPPreferenceCollator:
                 rows.append({**rest, "completion": feature[key]})
         batch = self.collate(rows)
         batch["completion_mask"] = (batch.pop("labels") != -100).long()
+        del batch["sizes"]  # TRL's trainer knows none
         return batch

@@ -213,18 +213,17 @@ def row_sums(losses: torch.Tensor, hits: torch.Tensor, per_row: torch.Tensor) ->
     """Sum the losses and hits of a batch's tokens by row, with nothing for the host to wait for.
 
     Args:
-        losses, hits: (tokens,), row after row.
+        losses, hits: (tokens,), row after row, and perhaps some that are of no row.
         per_row: (rows,) how many tokens each row has.
 
     Returns:
         (rows, 3) summed loss, hits and tokens.
     """
     ends = per_row.cumsum(0)
-    row = torch.searchsorted(ends, torch.arange(len(losses), device=ends.device), right=True)
-    row = row.clamp(max=len(per_row) - 1).to(losses.device)
+    row = torch.searchsorted(ends, torch.arange(len(losses), device=ends.device), right=True).to(losses.device)
     dtype = torch.float32 if losses.device.type == "mps" else torch.float64
     values = torch.stack([losses.to(dtype), hits.to(dtype), torch.ones_like(losses, dtype=dtype)], dim=1)
-    return values.new_zeros(len(per_row), 3).index_add_(0, row, values)
+    return values.new_zeros(len(per_row) + 1, 3).index_add_(0, row, values)[:-1]
 
 
 def without_answers(inputs: Mapping[str, Any], is_encoder_decoder: bool) -> dict[str, Any]:
@@ -232,7 +231,7 @@ def without_answers(inputs: Mapping[str, Any], is_encoder_decoder: bool) -> dict
 
     Columns in which nothing is left are dropped.
     """
-    prompt = {key: value for key, value in inputs.items() if key not in (*NOT_FOR_THE_MODEL, "labels")}
+    prompt = {key: value for key, value in inputs.items() if key not in (*NOT_FOR_THE_MODEL, "labels", "sizes")}
     if not is_encoder_decoder and "labels" in inputs:
         mask = prompt["attention_mask"] * (inputs["labels"] == -100)
         kept = mask.any(dim=0)

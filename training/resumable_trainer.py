@@ -297,7 +297,7 @@ class ResumableTrainer(Trainer):
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._running.append((loss, _names(inputs)))
+        self._running.append((loss.clone(), _names(inputs)))  # CUDA graphs write the next one over it
         return loss
 
     def compute_loss(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:

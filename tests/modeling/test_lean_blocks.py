@@ -64,9 +64,9 @@ def test_the_last_feed_forward_block_runs_at_kept_positions_only(tiny_model):
     everywhere = block(hidden)
     seen = []
     block.gate_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
-    with last_feed_forward_at(language_model, keep):
+    with last_feed_forward_at(language_model, keep[0].nonzero()[:, 0], 5):
         found = block(hidden)
-    assert seen == [(3, 40)]
+    assert seen == [(1, 3, 40)]
     torch.testing.assert_close(found[keep], everywhere[keep])
     assert found[~keep].abs().max() == 0
     torch.testing.assert_close(block(hidden), everywhere)  # as before, afterwards

@@ -15,7 +15,8 @@ def test_packed_rows_attend_as_under_a_dense_mask(mask):
     dense = additive_mask((row[:, None] == row[None]).tril()[None, None], torch.float32)
     query, key, value = torch.randn(3, 1, 2, len(row), 8).requires_grad_().unbind(0)
     expected = scaled_dot_product_attention(query, key, value, attn_mask=dense, scale=0.3)
-    packed = PackedRowsMask.of(mask, torch.float32)
+    packed = pack_rows(torch.zeros(*mask.shape, 4), mask, torch.full_like(mask, -100)).attention_mask
+    assert isinstance(packed, PackedRowsMask)
     found = scaled_dot_product_attention(query, key, value, attn_mask=packed, scale=0.3)
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(expected)
@@ -28,7 +29,7 @@ def test_packed_rows_attend_as_under_a_dense_mask(mask):
 
 
 def test_taken_for_a_dense_mask_it_gives_nan():
-    packed = PackedRowsMask.of(torch.ones(2, 3), torch.float32)
+    packed = pack_rows(torch.zeros(2, 3, 4), torch.ones(2, 3), torch.full((2, 3), -100)).attention_mask
     assert packed.shape == (1, 1, 6, 6)
     assert (torch.zeros(1, 2, 6, 6) + packed).isnan().all()
 

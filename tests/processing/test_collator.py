@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from instructblip import InstructBLIPCollator
+from instructblip.processing.collator import bucket
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def test_a_batch_is_what_the_processor_makes_of_prompts_and_answers(make_process
     processor = make_processor(language)
     batch = InstructBLIPCollator(processor)([sample(tiny_images[0]), sample(tiny_images[1], "what", "red dog")])
     expected = processor(tiny_images[:2], ["what is this", "what"], answers=["cat", "red dog"], pad_to_multiple_of=8)
-    assert set(batch) == set(expected)
+    assert set(batch) - set(expected) == {"sizes"}
     assert all(torch.equal(batch[name], expected[name]) for name in expected)
 
 
@@ -42,6 +43,71 @@ def test_the_response_reaches_the_labels_only(make_processor, tiny_images, langu
 def test_lengths_are_multiples_of_eight(collate, tiny_images):
     batch = collate([sample(tiny_images[0]), sample(tiny_images[1], "what is the color of this red cat", "yes")])
     assert all(batch[name].shape[1] % 8 == 0 for name in ("input_ids", "labels", "qformer_input_ids"))
+
+
+@pytest.mark.parametrize("language", ["t5", "llama"])
+def test_sizes_count_what_is_not_padding(make_processor, tiny_images, language):
+    collate = InstructBLIPCollator(make_processor(language))
+    batch = collate([sample(tiny_images[0]), sample(None, "what", "red dog")])
+    assert batch["sizes"] == {
+        "tokens": batch["attention_mask"].sum(),
+        "supervised": (batch["labels"] != -100).sum(),
+        "uses": 1,
+    }
+    frames = {"images": tiny_images[:3], "instruction": "what", "response": "cat"}
+    assert collate([sample(tiny_images[0]), frames])["sizes"]["uses"] == 4
+    assert collate([sample(None)])["sizes"]["uses"] == 0
+
+
+def test_buckets_are_powers_of_two_or_parts_of_the_way_between():
+    assert [bucket(count) for count in (0, 1, 2, 3, 8, 9, 65)] == [0, 1, 2, 4, 8, 16, 128]
+    assert [bucket(count, 4) for count in (0, 1, 8, 9, 15, 17, 21, 63, 65, 97)] == [
+        0,
+        1,
+        8,
+        10,
+        16,
+        20,
+        24,
+        64,
+        80,
+        112,
+    ]
+    assert all(count <= bucket(count, 4) <= 1.25 * count for count in range(1, 5000))
+
+
+@pytest.mark.parametrize("language", ["t5", "llama"])
+def test_bucketed_batches_have_few_shapes_and_the_same_content(make_processor, tiny_images, language):
+    collate = InstructBLIPCollator(make_processor(language))
+    in_buckets = InstructBLIPCollator(make_processor(language), bucketed=True)
+    shapes, exact_shapes = set(), set()
+    for words in range(1, 60):
+        rows = [sample(tiny_images[i], " ".join(["what"] * (words + i)), "cat " * (1 + words % 7)) for i in range(5)]
+        batch, expected = in_buckets(rows), collate(rows)
+        for found, into in ((batch, shapes), (expected, exact_shapes)):
+            into.add(
+                (
+                    *(found[name].shape[-1] for name in ("input_ids", "labels", "qformer_input_ids")),
+                    *found["sizes"].values(),
+                )
+            )
+        for name in ("input_ids", "attention_mask", "labels", "qformer_input_ids", "qformer_attention_mask"):
+            length = expected[name].shape[1]
+            assert torch.equal(batch[name][:, :length], expected[name])
+            assert batch[name].shape[1] <= in_buckets.processor.qformer_max_length or not name.startswith("qformer")
+            assert (batch[name][:, length:] == (-100 if name == "labels" else 0)).all()
+        assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+        assert all(batch["sizes"][name] >= count for name, count in expected["sizes"].items())
+    assert len(shapes) < 0.7 * len(exact_shapes)
+
+
+def test_a_bucket_of_images_repeats_the_last_one_which_nobody_uses(processor, tiny_images):
+    rows = [{**sample(None), "images": [*tiny_images, tiny_images[0].rotate(90)]}]
+    batch = InstructBLIPCollator(processor, bucketed=True)(rows)
+    assert len(batch["pixel_values"]) == 10
+    assert torch.equal(batch["pixel_values"][9], batch["pixel_values"][8])
+    assert batch["image_index"].tolist() == [list(range(9))]
+    assert batch["sizes"]["uses"] == 10
 
 
 def test_samples_with_the_same_image_id_share_its_pixels(collate, tiny_images):

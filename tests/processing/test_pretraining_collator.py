@@ -102,7 +102,7 @@ def test_ids_are_kept_when_asked_for(processor, tiny_images):
 def test_the_samples_of_our_data_sets_are_captions_too(collate, tiny_images):
     expected = collate([sample(tiny_images[0])])
     batch = collate([{"image": tiny_images[0], "instruction": "a short description", "response": "a red cat"}])
-    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    torch.testing.assert_close(dict(batch), dict(expected), rtol=0, atol=0)
 
 
 # ---- what is drawn
@@ -150,7 +150,7 @@ def test_a_caption_of_one_word_is_written_whole(make_processor, tiny_images):
     processor = make_processor("t5")
     batch = InstructBLIPStage2Collator(processor)([sample(tiny_images[0], "cat")])
     expected = InstructBLIPCollator(processor)([{"image": tiny_images[0], "instruction": "", "response": "cat"}])
-    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    torch.testing.assert_close(dict(batch), dict(expected), rtol=0, atol=0)
 
 
 def test_a_decoder_only_model_writes_the_caption_and_a_new_line(make_processor, tiny_images):
@@ -167,7 +167,7 @@ def test_other_answers_and_rounds_of_a_sample_are_left_out(make_processor, tiny_
     row = sample(tiny_images[0], history=[{"question": "what", "answer": "cat"}], completion="no", instruction="what")
     expected = InstructBLIPStage2Collator(processor)([sample(tiny_images[0])])
     batch = InstructBLIPStage2Collator(processor)([row])
-    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    torch.testing.assert_close(dict(batch), dict(expected), rtol=0, atol=0)
 
 
 def test_stage_2_lengths_are_those_of_lavis(make_processor, tiny_images):

@@ -297,3 +297,22 @@ def test_the_defaults_are_the_papers():
     assert (args.adam_beta1, args.adam_beta2, args.weight_decay, args.max_grad_norm) == (0.9, 0.999, 0.05, 0.0)
     assert (args.bf16, args.language_model_dropout) == (False, True)
     assert "language_model_dropout" in inspect.signature(InstructBLIPTrainingArguments).parameters
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_run_has_the_same_losses_from_few_graphs(train, tiny_images, kind):
+    """Five batches of other lengths, one of them with one image."""
+    rows = [
+        {"image": tiny_images[image], "instruction": " ".join(["red"] * words), "response": " ".join(["blue"] * words)}
+        for image, words in ((0, 3), (0, 3), (0, 9), (1, 1), (2, 2), (2, 4), (3, 17), (4, 5), (5, 1), (6, 1))
+    ]
+    runs = []
+    for compiled in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        trainer = train(kind, dataset=rows, max_steps=5, per_device_train_batch_size=2, **compiled)
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
