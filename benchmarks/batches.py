@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from model_pairs import NUM_QUERY_TOKENS, Setting, configs
 
+from instructblip.processing.collator import bucket
+
 # (prompt, answer) tokens of each row, beside the 32 of its image.
 EQUAL = [(64, 16)] * 8
 VQA_LIKE = [(23, 3), (20, 3), (20, 2), (19, 2), (17, 3), (18, 2), (17, 2), (16, 2)]  # 464 padded, 425 real
@@ -38,11 +40,22 @@ class Batch:
         """Arguments with every row's own copy of its image, which is what the peer takes."""
         return {"pixel_values": self.pixel_values[self.image_index], **self.text, **self._labels()}
 
-    def for_ours(self, image_embeds: torch.Tensor | None = None) -> dict[str, Any]:
-        """Arguments with each image once, or with its cached features."""
+    def for_ours(self, image_embeds: torch.Tensor | None = None, bucketed: bool = False) -> dict[str, Any]:
+        """Arguments with each image once, or with its cached features.
+
+        Args:
+            image_embeds: the features.
+            bucketed: give the sizes that are compiled for, as the trainer's collator rounds them.
+        """
         images = {"pixel_values": self.pixel_values} if image_embeds is None else {"image_embeds": image_embeds}
         index = {"image_index": self.image_index[:, None]} if len(self.pixel_values) < len(self.image_index) else {}
-        return {**images, **index, **self.text, **self._labels()}
+        arguments = {**images, **index, **self.text, **self._labels()}
+        if self.labels is not None:
+            tokens, supervised = int(self.text["attention_mask"].sum()), int((self.labels != -100).sum())
+            if bucketed:
+                tokens, supervised = bucket(tokens, 4), bucket(supervised)
+            arguments["sizes"] = {"tokens": tokens, "supervised": supervised, "uses": len(self.image_index)}
+        return arguments
 
     def _labels(self) -> dict[str, torch.Tensor]:
         return {} if self.labels is None else {"labels": self.labels}

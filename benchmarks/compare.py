@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ import ranking_rows
 import torch
 import training_rows
 import transformers
-from comparisons import Row
+from arithmetic import count_operations, matrix_rate
+from comparisons import Comparison, Row
 from model_pairs import LANGUAGES, SIZES, Setting, new_pair
 from report import as_markdown
 from timing import CLOCKS, Ratio, alternate
@@ -61,6 +63,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        metavar="MODE",
+        help="also time training steps of both models under torch.compile; `reduce-overhead` records CUDA graphs",
+    )
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: the process' CPU time")
     parser.add_argument("--output", type=Path, help="also write everything as JSON")
     return parser.parse_args(argv)
@@ -69,7 +78,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _time_rows(rows: list[Row], language: str, training: bool, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if not rows:
         return []
-    setting = Setting(language, arguments.size, arguments.device, getattr(torch, arguments.dtype), training)
+    dtype = getattr(torch, arguments.dtype)
+    setting = Setting(language, arguments.size, arguments.device, dtype, training, arguments.compile)
     pair = new_pair(setting)
     timed = []
     for row in rows:
@@ -78,8 +88,9 @@ def _time_rows(rows: list[Row], language: str, training: bool, arguments: argpar
         equal = comparison.check()
         seconds = alternate(comparison.contestants, arguments.repetitions, arguments.clock, setting.synchronize)
         ratios = {name: Ratio.of(seconds["peer"], taken) for name, taken in seconds.items() if name != "peer"}
-        if "peer tuned" in seconds:
-            ratios["ours over tuned"] = Ratio.of(seconds["peer tuned"], seconds["ours"])
+        for name, best in (("ours", "peer tuned"), ("ours compiled", "peer compiled")):
+            if name in seconds and best in seconds:
+                ratios[f"{name} over {best.removeprefix('peer ')}"] = Ratio.of(seconds[best], seconds[name])
         print("  " + ", ".join(f"{name} {ratio}" for name, ratio in ratios.items()), file=sys.stderr, flush=True)
         timed.append(
             {
@@ -88,7 +99,7 @@ def _time_rows(rows: list[Row], language: str, training: bool, arguments: argpar
                 "language": language,
                 "apart": row.apart,
                 "equal": equal,
-                "note": comparison.note,
+                "note": "; ".join(part for part in (comparison.note, _rates(comparison, seconds, setting)) if part),
                 "seconds": seconds,
                 "ratios": {name: vars(ratio) for name, ratio in ratios.items()},
             }
@@ -98,6 +109,22 @@ def _time_rows(rows: list[Row], language: str, training: bool, arguments: argpar
     if arguments.device.startswith("cuda"):
         torch.cuda.empty_cache()
     return timed
+
+
+def _rates(comparison: Comparison, seconds: dict[str, list[float]], setting: Setting) -> str:
+    """Samples a second and, of the fastest of ours, the share of the rate at which this device multiplies matrices."""
+    if not comparison.rows:
+        return ""
+    samples = {name: comparison.rows / statistics.median(taken) for name, taken in seconds.items()}
+    shown = ", ".join(f"{name} {rate:.3g}" for name, rate in samples.items())
+    ours = next(contestant for contestant in comparison.contestants if contestant.name == "ours")
+    operations = count_operations(ours.parts[0][0])
+    best = min(statistics.median(seconds[name]) for name in ("ours", "ours compiled") if name in seconds)
+    share = operations / best / matrix_rate(setting.device, setting.dtype)
+    return (
+        f"samples a second: {shown}; ours computes {operations / 1e9:.4g} GFLOP in matrix products a step, "
+        f"{share:.0%} of the measured matrix rate"
+    )
 
 
 def _measure_memory(language: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -124,6 +151,7 @@ def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
+        "matrix rate, TFLOP/s": f"{matrix_rate(arguments.device, getattr(torch, arguments.dtype)) / 1e12:.3g}",
         "size": arguments.size,
         "dtype": arguments.dtype,
         "clock": arguments.clock,

@@ -40,6 +40,7 @@ class Comparison:
     contestants: Sequence[Contestant]
     check: Callable[[], str]
     note: str = ""
+    rows: int = 0  # of the batch, where samples a second are told
 
 
 def tolerance(pair: ModelPair) -> float:
@@ -47,7 +48,20 @@ def tolerance(pair: ModelPair) -> float:
     return 1e-4 if pair.setting.dtype == torch.float32 else 5e-2
 
 
-def contestants(peer: Callable, tuned: Callable | None, ours: Callable) -> list[Contestant]:
-    """Peer, peer again as the control, the tuned peer where it differs, and ours."""
-    named = [("peer", peer), ("peer again", peer), ("peer tuned", tuned), ("ours", ours)]
+def contestants(
+    peer: Callable,
+    tuned: Callable | None,
+    ours: Callable,
+    compiled_peer: Callable | None = None,
+    compiled_ours: Callable | None = None,
+) -> list[Contestant]:
+    """Peer, peer again as the control, the tuned peer where it differs, and ours; both compiled where asked for."""
+    named = [
+        ("peer", peer),
+        ("peer again", peer),
+        ("peer tuned", tuned),
+        ("ours", ours),
+        ("peer compiled", compiled_peer),
+        ("ours compiled", compiled_ours),
+    ]
     return [Contestant(name, [(run, 1.0)]) for name, run in named if run is not None]

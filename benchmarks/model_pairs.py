@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class Setting:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     training: bool = True
+    compile: str | None = None  # mode of `torch.compile`, for contestants of their own
 
     def autocast(self) -> AbstractContextManager:
         """While training, the bridge stays in float32 and computes in `dtype`, for both models."""
@@ -77,11 +78,22 @@ class Setting:
 
 @dataclass
 class ModelPair:
-    """Both models; they hold the same frozen tensors, and equal copies of the trained ones."""
+    """Both models; they hold the same frozen tensors, and equal copies of the trained ones.
+
+    The compiled ones are the same models, or None.
+    """
 
     setting: Setting
     peer: InstructBlipForConditionalGeneration
     ours: InstructBLIPForConditionalGeneration
+    compiled_peer: Any = field(init=False, default=None)
+    compiled_ours: Any = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.setting.compile is not None:
+            torch.compiler.reset()
+            self.compiled_peer = torch.compile(self.peer, mode=self.setting.compile)
+            self.compiled_ours = torch.compile(self.ours, mode=self.setting.compile)
 
 
 def configs(setting: Setting) -> tuple[InstructBlipConfig, InstructBLIPConfig]:

@@ -6,6 +6,16 @@ from typing import Any
 
 from timing import Ratio
 
+RATIOS = {
+    "peer again": "Peer again (A/A)",
+    "peer tuned": "Peer tuned",
+    "ours": "Ours",
+    "ours over tuned": "Ours over tuned peer",
+    "peer compiled": "Peer compiled",
+    "ours compiled": "Ours compiled",
+    "ours compiled over compiled": "Ours over peer, both compiled",
+}
+
 
 def as_markdown(report: dict[str, Any]) -> str:
     """Machine, then a table of the same work, one of shared and cached work, and one of memory."""
@@ -23,16 +33,12 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def _timing_table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| Row | LLM | Peer, s | Peer again (A/A) | Peer tuned | Ours | Ours over tuned peer | Equal results |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = {name: title for name, title in RATIOS.items() if any(name in row["ratios"] for row in rows)}
+    titles = ["Row", "LLM", "Peer, s", *columns.values(), "Equal results"]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for row in rows:
         seconds = sorted(row["seconds"]["peer"])
-        ratios = [
-            str(Ratio(**row["ratios"][name])) if name in row["ratios"] else "-"
-            for name in ("peer again", "peer tuned", "ours", "ours over tuned")
-        ]
+        ratios = [str(Ratio(**row["ratios"][name])) if name in row["ratios"] else "-" for name in columns]
         cells = [row["title"], row["language"], f"{seconds[len(seconds) // 2]:.3f}", *ratios, row["equal"]]
         lines.append("| " + " | ".join(cells) + " |")
     notes = dict.fromkeys(f"{row['title']} ({row['language']}): {row['note']}." for row in rows if row["note"])

@@ -49,29 +49,41 @@ def prepare(
 ) -> Comparison:
     batch = new_batch(pair.setting, lengths, rows_per_image)
     peer_inputs, tuned = batch.for_peer(), tuned_inputs(pair.setting, batch)
-    ours_inputs = batch.for_ours(image_embeds_of(pair, batch) if cached else None)
+    embeds = image_embeds_of(pair, batch) if cached else None
+    ours_inputs, bucketed = batch.for_ours(embeds), batch.for_ours(embeds, bucketed=True)
     peer_optimizer, ours_optimizer = optimizer_of(pair.peer), optimizer_of(pair.ours)
+    compiled: list[Callable] = []
+    if pair.setting.compile is not None:
+        compiled = [
+            partial(train_step, pair.compiled_peer, tuned, peer_optimizer, pair.setting),
+            partial(train_step, pair.compiled_ours, bucketed, ours_optimizer, pair.setting),
+        ]
     padded, real = batch.text["attention_mask"].numel(), int(batch.text["attention_mask"].sum())
     return Comparison(
         contestants(
             partial(train_step, pair.peer, peer_inputs, peer_optimizer, pair.setting),
             partial(train_step, pair.peer, tuned, peer_optimizer, pair.setting),
             partial(train_step, pair.ours, ours_inputs, ours_optimizer, pair.setting),
+            *compiled,
         ),
-        partial(check, pair, [peer_inputs, tuned], ours_inputs),
+        partial(check, pair, [peer_inputs, tuned], [(pair.ours, ours_inputs), (pair.compiled_ours, bucketed)]),
         note=f"{len(lengths)} rows, {len(batch.pixel_values)} images, {padded} padded and {real} real prompt tokens"
         if pair.ours.config.is_encoder_decoder
         else f"{len(lengths)} rows, {len(batch.pixel_values)} images, {padded} padded and {real} real tokens",
+        rows=len(lengths),
     )
 
 
-def check(pair: ModelPair, peer_inputs: list[dict[str, Any]], ours_inputs: dict[str, Any]) -> str:
+def check(
+    pair: ModelPair, peer_inputs: list[dict[str, Any]], ours_inputs: list[tuple[nn.Module | None, dict[str, Any]]]
+) -> str:
     """Compare losses and gradients without dropout, which no two models draw alike."""
     expected, gradients = _loss_and_gradients(pair, pair.peer, peer_inputs[0])
     worst_loss, worst_gradient = 0.0, 0.0
     others: list[tuple[nn.Module, dict[str, Any]]] = [(pair.peer, inputs) for inputs in peer_inputs[1:]]
     # In eval mode ours would also return all logits; training computes those of the answers only.
-    for model, inputs in [*others, (pair.ours, {**ours_inputs, "skip_logits": True})]:
+    others += [(model, {**inputs, "skip_logits": True}) for model, inputs in ours_inputs if model is not None]
+    for model, inputs in others:
         loss, found = _loss_and_gradients(pair, model, inputs)
         difference = sum(float((gradients[n] - found.get(n, 0.0)).square().sum()) for n in gradients) ** 0.5
         norm = sum(float(gradient.square().sum()) for gradient in gradients.values()) ** 0.5
@@ -89,7 +101,11 @@ def _loss_and_gradients(
     with pair.setting.autocast():
         loss = model(**inputs).loss
     loss.backward()
-    gradients = {n: p.grad.float().clone() for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {
+        n.removeprefix("_orig_mod."): p.grad.float().clone()  # the compiler's name for the model
+        for n, p in model.named_parameters()
+        if p.grad is not None
+    }
     model.zero_grad(set_to_none=True)
     model.train()
     return float(loss.detach()), gradients

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import transformers
 from batches import EQUAL, MIXED, QFORMER_TOKENS, VQA_LIKE
+from comparisons import tolerance
 from model_pairs import LANGUAGE, NUM_QUERY_TOKENS, SIZES, VISION, ModelPair, Setting, new_pair
 from PIL import Image
 from timing import CLOCKS, Ratio
@@ -121,6 +122,7 @@ class PeerCollator:
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = dict(self.collator(samples))
+        del batch["sizes"]
         batch["pixel_values"] = batch["pixel_values"][batch.pop("image_index")[:, 0]]
         if self.tuned:
             shifted = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
@@ -130,20 +132,29 @@ class PeerCollator:
 
 
 class StepClock(TrainerCallback):
-    """When each step ended, and when the training began."""
+    """When the training began, and when steps ended.
 
-    def __init__(self, now: Callable[[], float]):
-        self.now, self.began, self.ended = now, 0.0, list[float]()
+    Args:
+        now: the clock.
+        wait: for the device.
+        marks: steps after which it is waited for; what lies between two others goes on as it does for a user.
+    """
+
+    def __init__(self, now: Callable[[], float], wait: Callable[[], None], marks: set[int]):
+        self.now, self.wait, self.marks = now, wait, marks
+        self.began, self.ended = 0.0, dict[int, float]()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.began = self.now()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.ended.append(self.now())
+        if state.global_step in self.marks:
+            self.wait()
+            self.ended[state.global_step] = self.now()
 
-    def seconds_per_step(self) -> float:
-        """Of all steps but the first, which allocates the optimizer's state."""
-        return (self.ended[-1] - self.ended[0]) / (len(self.ended) - 1)
+    def seconds_per_step(self, first: int, last: int) -> float:
+        """Of the steps after `first`, up to `last`."""
+        return (self.ended[last] - self.ended[first]) / (last - first)
 
 
 class Runs:
@@ -168,19 +179,23 @@ class Runs:
             warmup_steps=0,
             weight_decay=0.05,
             max_grad_norm=0.0,
-            bf16=False,
-            use_cpu=True,
+            bf16=self.pair.setting.dtype == torch.bfloat16,
+            use_cpu=self.pair.setting.device == "cpu",
             logging_steps=1,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
             prediction_loss_only=True,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=self.pair.setting.device != "cpu",
+            dataloader_num_workers=self.options.workers,
         )
         shared |= changes
+        contestant, compiled = contestant.removesuffix(" compiled"), contestant.endswith(" compiled")
+        if compiled:
+            shared |= dict(torch_compile=True, torch_compile_mode=self.options.compile)
         if contestant.startswith("peer"):
-            collator = PeerCollator(self.collator, contestant == "peer tuned")
+            collator = PeerCollator(self.collator, contestant == "peer tuned" or compiled)
             arguments = TrainingArguments(**shared)
             return Trainer(self.pair.peer, arguments, data_collator=collator, train_dataset=self.samples)
         if contestant == "ours cached":
@@ -188,21 +203,27 @@ class Runs:
         return InstructBLIPTrainer(
             self.pair.ours,
             InstructBLIPTrainingArguments(**shared),
-            data_collator=self.collator,
+            data_collator=InstructBLIPCollator(self.processor, pad_to_multiple_of=None, bucketed=compiled),
             train_dataset=self.samples,
             processing_class=self.processor,
         )
 
     def contestants(self) -> list[str]:
         tuned = ["peer tuned"] if self.work.language == "llama" else []
-        return ["peer", "peer again", *tuned, "ours", "ours cached"]
+        compiled = ["peer compiled", "ours compiled"] if self.options.compile else []
+        return ["peer", "peer again", *tuned, "ours", "ours cached", *compiled]
 
-    def time(self, contestant: str, resume: str | None = None, **changes: Any) -> StepClock:
-        clock = StepClock(CLOCKS[self.options.clock])
+    def time(self, contestant: str, marks: set[int], resume: str | None = None, **changes: Any) -> StepClock:
+        clock = StepClock(CLOCKS[self.options.clock], self.pair.setting.synchronize, marks)
         trainer = self.trainer(contestant, **changes)
         trainer.add_callback(clock)
         trainer.train(resume_from_checkpoint=resume)
         return clock
+
+    def seconds_per_step(self, contestant: str) -> float:
+        """Of all steps but the first ones, which allocate the optimizer's state, and compile."""
+        first, last = self.options.untimed, self.options.steps
+        return self.time(contestant, {first, last}).seconds_per_step(first, last)
 
     def check(self) -> str:
         """Losses of all contestants on the first batch, without dropout; fills the cache.
@@ -214,7 +235,7 @@ class Runs:
         self.trainer("ours cached").evaluate(self.samples)
         losses = [self.trainer(name).evaluate(first)["eval_loss"] for name in self.contestants()]
         worst = max(abs(loss - losses[0]) for loss in losses) / abs(losses[0])
-        if not worst < 1e-4:
+        if not worst < tolerance(self.pair):
             raise RuntimeError(f"the losses of {', '.join(self.contestants())} differ: {losses}")
         return f"loss {worst:.0e}"
 
@@ -222,17 +243,17 @@ class Runs:
 def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds per step of each contestant in each repetition; the order rotates by one each time."""
     with tempfile.TemporaryDirectory() as folder:
-        runs = Runs(new_pair(Setting(work.language, options.size)), work, Path(folder), options)
+        runs = Runs(new_pair(setting_of(work, options)), work, Path(folder), options)
         equal, names = runs.check(), runs.contestants()
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for repetition in range(options.repetitions):
             first = repetition % len(names)
             for name in [*names[first:], *names[:first]]:
-                seconds[name].append(runs.time(name).seconds_per_step())
+                seconds[name].append(runs.seconds_per_step(name))
     ratios = {name: Ratio.of(seconds["peer"], taken) for name, taken in seconds.items() if name != "peer"}
-    if "peer tuned" in seconds:
-        for name in ("ours", "ours cached"):
-            ratios[f"{name} over tuned"] = Ratio.of(seconds["peer tuned"], seconds[name])
+    for name, best in (("ours", "peer tuned"), ("ours cached", "peer tuned"), ("ours compiled", "peer compiled")):
+        if name in seconds and best in seconds:
+            ratios[f"{name} over {best.removeprefix('peer ')}"] = Ratio.of(seconds[best], seconds[name])
     shown = ", ".join(f"{name} {ratio}" for name, ratio in ratios.items())
     print(f"{work.language} {work.title}: {shown}", file=sys.stderr, flush=True)
     ratios_as_dicts = {name: vars(ratio) for name, ratio in ratios.items()}
@@ -242,13 +263,18 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
         "equal": equal,
         "seconds": seconds,
         "ratios": ratios_as_dicts,
+        "samples a second": {name: len(work.lengths) / statistics.median(taken) for name, taken in seconds.items()},
     }
+
+
+def setting_of(work: Work, options: argparse.Namespace) -> Setting:
+    return Setting(work.language, options.size, options.device, getattr(torch, options.dtype))
 
 
 def measure_resumed(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     """Our run of twice as many steps, and the same from its checkpoint in the middle: the same steps of both."""
     with tempfile.TemporaryDirectory() as folder:
-        runs = Runs(new_pair(Setting(work.language, options.size)), work, Path(folder), options)
+        runs = Runs(new_pair(setting_of(work, options)), work, Path(folder), options)
         middle, last = options.steps, 2 * options.steps
         whole: list[float] = []
         again: list[float] = []
@@ -256,28 +282,40 @@ def measure_resumed(work: Work, options: argparse.Namespace) -> dict[str, Any]:
         changes = dict(save_strategy="steps", save_steps=middle)
         for _ in range(options.repetitions):
             # Saving at the end would lie outside of what is timed in both.
-            unbroken = runs.time("ours", max_steps=last, **changes)
-            whole.append((unbroken.ended[-1] - unbroken.ended[middle]) / (middle - 1))
+            unbroken = runs.time("ours", {1, middle + 1, last}, max_steps=last, **changes)
+            whole.append(unbroken.seconds_per_step(middle + 1, last))
             checkpoint = str(Path(folder) / "run" / f"checkpoint-{middle}")
-            resumed = runs.time("ours", resume=checkpoint, max_steps=last, **changes)
-            again.append(resumed.seconds_per_step())
-            start.append((resumed.ended[0] - resumed.began) - (unbroken.ended[0] - unbroken.began))
+            resumed = runs.time("ours", {middle + 1, last}, resume=checkpoint, max_steps=last, **changes)
+            again.append(resumed.seconds_per_step(middle + 1, last))
+            start.append((resumed.ended[middle + 1] - resumed.began) - (unbroken.ended[1] - unbroken.began))
     return {"unbroken": whole, "resumed": again, "start": start}
 
 
 def as_markdown(report: dict[str, Any]) -> str:
+    columns = {
+        "peer again": "Peer again (A/A)",
+        "peer tuned": "Peer tuned",
+        "ours": "Ours",
+        "ours over tuned": "over tuned",
+        "ours cached": "Ours, cached",
+        "ours cached over tuned": "over tuned",
+        "peer compiled": "Peer compiled",
+        "ours compiled": "Ours compiled",
+        "ours compiled over compiled": "over compiled",
+    }
+    columns = {name: title for name, title in columns.items() if any(name in row["ratios"] for row in report["rows"])}
+    titles = ["Run", "LLM", "Peer, s/step", *columns.values(), "Samples a second", "Equal results"]
     lines = [
         f"Machine and setting: {', '.join(f'{name} {value}' for name, value in report['machine'].items())}.",
         "",
-        "| Run | LLM | Peer, s/step | Peer again (A/A) | Peer tuned | Ours | over tuned | Ours, cached | over tuned "
-        "| Equal results |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| " + " | ".join(titles) + " |",
+        "|" + "---|" * len(titles),
     ]
-    columns = ("peer again", "peer tuned", "ours", "ours over tuned", "ours cached", "ours cached over tuned")
     for row in report["rows"]:
         ratios = [str(Ratio(**row["ratios"][name])) if name in row["ratios"] else "-" for name in columns]
         peer = f"{statistics.median(row['seconds']['peer']):.3f}"
-        lines.append("| " + " | ".join([row["title"], row["language"], peer, *ratios, row["equal"]]) + " |")
+        samples = ", ".join(f"{name} {rate:.3g}" for name, rate in row["samples a second"].items())
+        lines.append("| " + " | ".join([row["title"], row["language"], peer, *ratios, samples, row["equal"]]) + " |")
     if RESUMED in report:
         times = report[RESUMED]
         ratio = Ratio.of(times["resumed"], times["unbroken"])
@@ -293,7 +331,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=[*WORKS, RESUMED], default=[*WORKS, RESUMED])
     parser.add_argument("--size", choices=SIZES, default="toy")
-    parser.add_argument("--steps", type=int, default=4, help="of a run; the first is not timed")
+    parser.add_argument("--steps", type=int, default=4, help="of a run")
+    parser.add_argument("--untimed", type=int, default=1, help="of these, the first ones; more to compile")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the frozen weights")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        metavar="MODE",
+        help="also time both under torch.compile; `reduce-overhead` records CUDA graphs",
+    )
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=list(CLOCKS), default="cpu", help="cpu: the process' CPU time")
@@ -301,14 +350,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
+    cuda = options.device.startswith("cuda")
     machine = {
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "load at the start": os.getloadavg()[0],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-    settings = {name: getattr(options, name) for name in ("size", "steps", "repetitions", "threads", "clock")}
+    names = ("size", "dtype", "steps", "untimed", "workers", "repetitions", "threads", "clock")
+    settings = {name: getattr(options, name) for name in names}
     report: dict[str, Any] = {"machine": {**machine, **settings}, "rows": []}
     with contextlib.redirect_stdout(sys.stderr):  # what the Trainers log
         for name, work in WORKS.items():

@@ -30,6 +30,31 @@ def test_both_models_do_the_same_work(compare, language, tmp_path, capsys):
     assert "same order" in printed
 
 
+def test_compiled_models_are_compared_too(compare, monkeypatch, capsys):
+    compiled = []
+
+    def no_compiler(model, mode):
+        compiled.append((type(model).__name__, mode))
+        return model
+
+    monkeypatch.setattr("torch.compile", no_compiler)
+    options = ["--size=tiny", "--repetitions=1", "--threads=1", "--language=llama", "--compile", "reduce-overhead"]
+    (row,) = compare.main(["--rows", "train-mixed", *options])["rows"]
+    assert [mode for _, mode in compiled] == ["reduce-overhead"] * 2
+    assert {"peer compiled", "ours compiled", "ours compiled over compiled"} <= set(row["ratios"])
+    printed = capsys.readouterr().out
+    assert "Ours over peer, both compiled" in printed
+    assert "of the measured matrix rate" in printed
+
+
+def test_matrix_products_are_counted(compare):
+    import torch
+    from arithmetic import count_operations
+
+    left, right = torch.randn(3, 4), torch.randn(4, 5, requires_grad=True)
+    assert count_operations(lambda: (left @ right).sum().backward()) == 2 * (2 * 3 * 4 * 5)
+
+
 def test_a_row_that_does_not_exist_is_named(compare):
     with pytest.raises(SystemExit, match="no row is called nothing"):
         compare.main(["--rows", "nothing"])

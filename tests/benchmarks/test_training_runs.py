@@ -35,7 +35,7 @@ def runs_of(training_runs, tmp_path, name):
     from model_pairs import Setting, new_pair
 
     work = training_runs.WORKS[name]
-    options = argparse.Namespace(steps=2, clock="cpu")
+    options = argparse.Namespace(steps=2, untimed=1, clock="cpu", workers=0, compile=None)
     return training_runs.Runs(new_pair(Setting(work.language, "tiny")), work, tmp_path, options)
 
 

@@ -47,7 +47,13 @@ def test_a_lean_block_gives_the_same_and_keeps_less(block):
 
 def test_the_gradient_of_the_gated_product_is_right():
     gate, up = torch.randn(2, 3, 4, dtype=torch.float64).requires_grad_().unbind(0)
-    assert gradcheck(lambda gate, up: GatedProduct.apply(gate, up, torch.nn.functional.silu), (gate, up))
+    assert gradcheck(GatedProduct.apply, (gate, up))
+
+
+def test_a_block_with_another_activation_stays_as_it_is():
+    block = LlamaMLP(LlamaConfig(hidden_size=8, intermediate_size=16, num_attention_heads=2, hidden_act="gelu"))
+    make_lean(block)
+    assert type(block) is LlamaMLP
 
 
 def test_a_lean_block_can_be_pickled():
