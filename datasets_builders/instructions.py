@@ -134,11 +134,11 @@ class InstructionFormat:
         """
         return self._item(sample, image_id, epoch, self.answers(sample), number)
 
-    def items(self, row: Mapping[str, Any], epoch: int = 0) -> list[dict[str, str]]:
+    def items(self, row: Mapping[str, Any], epoch: int = 0) -> list[dict[str, Any]]:
         """The items of a row of the schema, in order; samples without an answer give none.
 
-        Each is `{"id", "image_id", "dataset", "template", "instruction", "response"}`, with no image. The template is
-        the wording before anything was filled in.
+        Each is `{"id", "image_id", "dataset", "epoch", "template", "instruction", "response"}`, with no image. The
+        template is the wording before anything was filled in; whoever draws more for an item does so by its epoch.
 
         Raises:
             ValueError: the response of a sample is blank, or it has nothing for what a template needs; names it.
@@ -153,7 +153,7 @@ class InstructionFormat:
 
     def _item(
         self, sample: Mapping[str, Any], image_id: str, epoch: int, answers: list[str], number: int
-    ) -> dict[str, str]:
+    ) -> dict[str, Any]:
         sample_id = sample["id"]
         if not answers:
             raise ValueError(f"{sample_id}: no answer")
@@ -175,6 +175,7 @@ class InstructionFormat:
             "id": sample_id,
             "image_id": image_id,
             "dataset": self.name,
+            "epoch": epoch,
             "template": text,
             "instruction": instruction,
             "response": response,
@@ -291,7 +292,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         """(items,) numbers that are equal where the image ids are; opens no image."""
         return number_images([self])[0]
 
-    def text(self, item: int, epoch: int | None = None) -> dict[str, str]:
+    def text(self, item: int, epoch: int | None = None) -> dict[str, Any]:
         """An item without its image, as in `InstructionFormat.items`; opens no image.
 
         Args:
@@ -307,7 +308,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         return self.format.item(self.sample(item), image_id, epoch, int(self._answer_of_item[item]))
 
     def column(self, name: str) -> list[str]:
-        """All values of "id", "image_id", "dataset", "template", "instruction" or "response"; opens no image."""
+        """All values of "id", "image_id", "template", "instruction", "response" or "dataset"; opens no image."""
         return [self.text(item)[name] for item in range(len(self))]
 
     def item(self, item: int, epoch: int | None = None) -> dict[str, Any]:

@@ -60,9 +60,9 @@ def stream_mixture(
         with_images: False leaves images out of the items.
 
     Returns:
-        A stream of `{"id", "image_id", "dataset", "template", "instruction", "response"}`, and "image", or "images" for
-        rows that have several. No column is filled up: an item has the one that its source has. `num_shards` says into
-        how many parts the stream can be cut, not how many files there are.
+        A stream of the items of `InstructionFormat.items`, and "image", or "images" for rows that have several. No
+        column is filled up: an item has the one that its source has. `num_shards` says into how many parts the stream
+        can be cut, not how many files there are.
 
     Raises:
         TypeError: a source that is no stream.

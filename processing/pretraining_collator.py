@@ -26,7 +26,7 @@ class CaptionCollator(InstructBLIPCollator):
 
     A sample is a dict with one of `image` or `image_embeds`, as in [`InstructBLIPCollator`]; `caption`, a string, or
     `captions`, a list of which one is drawn (CapFilt), or `response`, which is how our data sets call it; and
-    optionally `id`, `dataset` and `image_id`.
+    optionally `id`, `dataset`, `image_id` and `epoch`, by which is drawn instead of by that of `set_epoch`.
 
     Args:
         seed: of what is drawn.
@@ -54,7 +54,8 @@ class CaptionCollator(InstructBLIPCollator):
         usable = isinstance(captions, (list, tuple)) and captions and all(isinstance(text, str) for text in captions)
         if not usable or not all(text.strip() for text in captions):
             raise ValueError(f"{name}: '{key}' is {feature[key]!r}, where words were expected")
-        source = random.Random(repr((self.seed, self.epoch, feature.get("id"), feature.get("image_id"), captions)))
+        epoch = feature.get("epoch", self.epoch)
+        source = random.Random(repr((self.seed, epoch, feature.get("id"), feature.get("image_id"), captions)))
         return source.choice(captions).strip(), source
 
 

@@ -55,6 +55,12 @@ class InstructBLIPTrainingArguments(TrainingArguments):
     feature_cache_views: int = field(
         default=1, metadata={"help": "Views cached of each image: itself, and random crops; epochs take turns."}
     )
+    random_crops: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on crops of 50 to 100 % of each image, half of them mirrored, new in each epoch (LAVIS)."
+        },
+    )
     images_together: int = field(
         default=1, metadata={"help": "Most samples of one image that are put into a batch together, to encode it once."}
     )
@@ -72,6 +78,11 @@ class InstructBLIPTrainingArguments(TrainingArguments):
         return self.seed if self.data_seed is None else self.data_seed
 
     def __post_init__(self):
+        if self.random_crops and self.feature_cache is not None:
+            raise ValueError(
+                "random_crops draws new crops in each epoch, and feature_cache keeps what was encoded: set "
+                "feature_cache_views, the number of crops to keep of each image, instead"
+            )
         if self.bf16 is None:
             self.bf16 = not (self.fp16 or self.use_cpu) and is_torch_bf16_gpu_available()
         if self.accelerator_config is None:

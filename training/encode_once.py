@@ -1,4 +1,4 @@
-"""How the trainer uses a feature cache and an image sampler."""
+"""How the trainer uses a feature cache, an image sampler and random crops."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from .feature_cache import CachingCollator, FeatureCache, KeepFeatures, encoder, leave_images_encoded
 from .image_sampler import ImageSampler
+from .random_crops import RandomCropCollator
 
 
 class EncodeOnceMixin(Trainer):
-    """Encodes an image once for all epochs (`args.feature_cache`), or for several samples (`args.images_together`)."""
+    """Encodes an image once for all epochs (`args.feature_cache`), or for several samples (`args.images_together`).
+
+    Or crops it anew in each epoch (`args.random_crops`).
+    """
 
     told_the_epoch: list[Any]  # of `ResumableTrainer`
 
@@ -26,6 +30,9 @@ class EncodeOnceMixin(Trainer):
         self.feature_cache: FeatureCache | None = None
         if self.args.feature_cache is not None:
             self._open_feature_cache()
+        elif self.args.random_crops:
+            self.data_collator = RandomCropCollator(self.data_collator, self.args.order_seed)
+            self.told_the_epoch.append(self.data_collator)
 
     def _open_feature_cache(self) -> None:
         args = self.args
@@ -54,8 +61,8 @@ class EncodeOnceMixin(Trainer):
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
         collator = self.data_collator
-        if isinstance(collator, CachingCollator) and not is_training:
-            self.data_collator = collator.without_views()
+        if isinstance(collator, (CachingCollator, RandomCropCollator)) and not is_training:
+            self.data_collator = collator.for_evaluation()
         try:
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:

@@ -13,7 +13,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import nn
 from transformers import TrainerCallback
 from transformers.feature_extraction_utils import BatchFeature
@@ -24,6 +23,7 @@ from instructblip.processing import InstructBLIPCollator, InstructBLIPProcessor
 from instructblip.processing.image_loading import image_key, is_image_source, open_image
 
 from .feature_store import FeatureStore
+from .random_crops import image_digest, random_crop
 from .sharding import whole
 
 logger = logging.get_logger(__name__)
@@ -158,7 +158,7 @@ class CachingCollator:
         """Take the next view of each image, in all workers."""
         self._epoch[0] = epoch
 
-    def without_views(self) -> CachingCollator:
+    def for_evaluation(self) -> CachingCollator:
         """The same for evaluations, which see images as they are."""
         return CachingCollator(self.collator, self.store)
 
@@ -252,7 +252,7 @@ class BatchImages:
                 self.names.append(name)
                 self.found.append(self.store.get(name))
                 if self.found[-1] is None:
-                    image = view_of(open_image(source, described), digest, view)
+                    image = view_of(open_image(source, described), digest, view, described)
                     self.pixels.append(self.processor(images=[image], return_tensors="pt")["pixel_values"])
             self._by_source[key] = self._by_name[name]
         return self._by_source[key]
@@ -309,57 +309,9 @@ def _described_by_first_process(model: InstructBLIPForConditionalGeneration) -> 
     return found[0]
 
 
-def image_digest(source: Any) -> str | None:
-    """A hash of an image's content, without decoding it: of a file's bytes, or the pixels of an image or array.
-
-    None if there is nothing to be read.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source["path"]
-    if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
-        with open(source, "rb") as file:
-            source = file.read()
-    if isinstance(source, bytes):
-        digest.update(source)
-        return digest.hexdigest()
-    if isinstance(source, (str, os.PathLike)):  # a URL or base64
-        try:
-            source = open_image(source, "image")
-        except ValueError:
-            return None
-    if isinstance(source, Image.Image):
-        digest.update(f"pixels {source.mode} {source.size}".encode())
-        source = np.asarray(source.convert("RGBA") if source.mode == "P" else source)
-    array = np.ascontiguousarray(source.numpy(force=True) if isinstance(source, torch.Tensor) else source)
-    digest.update(f"array {array.dtype} {array.shape}".encode())
-    digest.update(array.data)
-    return digest.hexdigest()
-
-
-def view_of(image: Any, digest: str, view: int) -> Any:
-    """View 0 is the image. Others are crops of 50 to 100 % of its area, half of them mirrored, as LAVIS trains with.
-
-    Raises:
-        ValueError: a crop of something else than a PIL image.
-    """
-    if view == 0:
-        return image
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"feature_cache_views cut crops of PIL images, not of a {type(image).__name__}")
-    generator = np.random.default_rng([int(digest, 16), view])
-    width, height = image.size
-    for _ in range(10):
-        area = width * height * generator.uniform(0.5, 1.0)
-        ratio = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
-        wide, high = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-        if wide <= width and high <= height:
-            break
-    else:  # very long images have no such crop
-        wide, high = width, height
-    left, top = int(generator.integers(width - wide + 1)), int(generator.integers(height - high + 1))
-    cut = image.crop((left, top, left + wide, top + high))
-    return ImageOps.mirror(cut) if generator.random() < 0.5 else cut
+def view_of(image: Any, digest: str, view: int, described: str) -> Any:
+    """View 0 is the image; others are random crops, which its content decides; errors as in `random_crop`."""
+    return image if view == 0 else random_crop(image, np.random.default_rng([int(digest, 16), view]), described)
 
 
 def leave_images_encoded(dataset: Any) -> Any:

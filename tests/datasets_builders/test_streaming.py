@@ -356,7 +356,7 @@ def test_videos_have_images_and_pictures_have_an_image():
 
 
 def test_items_have_the_fields_of_the_format_and_the_name_of_the_source(reference):
-    fields = {"id", "image_id", "dataset", "template", "instruction", "response"}
+    fields = {"id", "image_id", "dataset", "epoch", "template", "instruction", "response"}
     assert reference[0].keys() == fields
     renamed = {"other": SOURCES["b"]}
     (item,) = take(mix(renamed, {"other": 1.0}, formats={"other": InstructionFormat.of("b", task="vqa")}), 1)

@@ -126,6 +126,8 @@ def test_draws_depend_on_seed_epoch_and_sample_only(make_processor, tiny_images,
     collate.set_epoch(0)
     assert [drawn(collate, [row])[0] for row in rows] == first
     assert [drawn(collator(processor, seed=2), [row])[0] for row in rows] != first
+    collate.set_epoch(7)  # a sample's own epoch, that of its pass over a source, counts first
+    assert [drawn(collate, [{**row, "epoch": 0}])[0] for row in rows] == first
 
 
 # ---- stage 2

@@ -24,7 +24,7 @@ from instructblip import (
 from instructblip.datasets_builders import InstructionDataset, InstructionMixture, load_own
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
 from instructblip.training.encode_ahead import RowsOfProcess, encode_images
-from instructblip.training.feature_cache import FeatureCache, encoder, image_digest, leave_images_encoded, view_of
+from instructblip.training.feature_cache import FeatureCache, encoder, leave_images_encoded
 from instructblip.training.feature_store import FeatureStore
 
 QUESTIONS = ("what is the color ?", "is there a dog ?")
@@ -261,20 +261,6 @@ def test_images_of_one_name_and_different_content_are_told_apart(cache, model, p
     assert not torch.equal(*found)
 
 
-def test_pixels_are_told_apart_by_content_shape_and_palette():
-    array = np.zeros((4, 4, 3), np.uint8)
-    palette = Image.fromarray(array).convert("P")
-    digests = {
-        image_digest(array),
-        image_digest(array.reshape(4, 3, 4)),
-        image_digest(array.astype(np.float32)),
-        image_digest(Image.fromarray(array)),
-        image_digest(palette),
-    }
-    assert len(digests) == 5
-    assert image_digest(Image.fromarray(array)) == image_digest(Image.fromarray(array.copy()))
-
-
 def test_a_worker_that_looked_too_early_costs_nothing(cache, model, processor, samples):
     """Batches that were collated before the images of an earlier one were added."""
     encode, counts = counting_encoder(model)
@@ -361,18 +347,7 @@ def test_views_take_turns_and_evaluations_see_the_image_itself(cache, model, pro
     plain = model.encode_images(processor(images=[large])["pixel_values"]).last_hidden_state
     assert sum(torch.allclose(features, plain, atol=1e-6) for features in found[:3]) == 1
     collate.set_epoch(1)
-    torch.testing.assert_close(kept.complete(collate.without_views()([row]), encode)["image_embeds"], plain)
-
-
-def test_a_view_is_a_crop_of_at_least_half_the_area_and_always_the_same():
-    image = Image.new("RGB", (60, 40))
-    sizes = {view_of(image, f"{number:032x}", 1).size for number in range(50)}
-    assert all(0.45 * 2400 <= width * height <= 2400 for width, height in sizes)
-    assert len(sizes) > 20
-    assert view_of(image, "a" * 32, 1).tobytes() == view_of(image, "a" * 32, 1).tobytes()
-    assert view_of(Image.new("RGB", (400, 2)), "a" * 32, 1).size == (400, 2)
-    with pytest.raises(ValueError, match="not of a ndarray"):
-        view_of(np.zeros((4, 4, 3)), "a" * 32, 1)
+    torch.testing.assert_close(kept.complete(collate.for_evaluation()([row]), encode)["image_embeds"], plain)
 
 
 def test_workers_look_up_what_the_training_process_has_written(cache, model, processor, samples):

@@ -1,0 +1,131 @@
+"""Random crops of images while training, as LAVIS has them, the same ones in a run that is resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from instructblip.processing.collator import sample_name
+from instructblip.processing.image_loading import is_image_source, open_image
+
+
+class RandomCropCollator:
+    """Collates like the collator that it wraps, with a random crop in place of each image.
+
+    Seed, epoch and the image's content decide the crop, so that the samples of an image share it and its features. The
+    epoch is a sample's own, as the items of our datasets have it, whose passes need not end together, or else that of
+    `set_epoch`.
+
+    Args:
+        collator: of samples with `image` or `images`; `image_embeds` stay as they are.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, collator: Callable[[Sequence[dict[str, Any]]], Any], seed: int = 0):
+        self.collator, self.seed = collator, seed
+        # Shared memory: persistent workers hold a copy of this object and must still see a new epoch.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other crops, in all workers."""
+        self._epoch[0] = epoch
+
+    def for_evaluation(self) -> Callable[[Sequence[dict[str, Any]]], Any]:
+        """The collator of images as they are."""
+        return self.collator
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> Any:
+        """Collate samples, as the collator does.
+
+        Raises:
+            ValueError: an image cannot be read or is an array; and as the collator. Messages name the sample.
+        """
+        cropped: dict[tuple[str, int], Image.Image] = {}
+        replaced = []
+        for row, feature in enumerate(features):
+            name, epoch = sample_name(row, feature), feature.get("epoch")
+            epoch = epoch if isinstance(epoch, int) else int(self._epoch[0])
+            crops: dict[str, Any] = {}
+            if is_image_source(feature.get("image")):
+                crops["image"] = self._crop(feature["image"], f"image 0 of {name}", epoch, cropped)
+            if isinstance(feature.get("images"), (list, tuple)):
+                crops["images"] = [
+                    self._crop(image, f"image {number} of {name}", epoch, cropped) if is_image_source(image) else image
+                    for number, image in enumerate(feature["images"])
+                ]
+            replaced.append({**feature, **crops})
+        return self.collator(replaced)
+
+    def _crop(
+        self, source: Any, described: str, epoch: int, cropped: dict[tuple[str, int], Image.Image]
+    ) -> Image.Image:
+        digest = image_digest(source)
+        if digest is None:
+            open_image(source, described)  # which says what is wrong with it
+            raise ValueError(f"{described} cannot be read")
+        if (digest, epoch) not in cropped:
+            generator = np.random.default_rng([int(digest, 16), self.seed, epoch])
+            cropped[digest, epoch] = random_crop(open_image(source, described), generator, described)
+        return cropped[digest, epoch]
+
+
+def random_crop(image: Image.Image, generator: np.random.Generator, described: str) -> Image.Image:
+    """50 to 100 % of an image's area, between 3:4 and 4:3 wide, mirrored or not (LAVIS, `blip2_image_train`).
+
+    The image processor resizes it. Mirroring turns left into right, and text with it.
+
+    Raises:
+        ValueError: it is no PIL image; the message calls it what `described` says.
+    """
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"{described} is a {type(image).__name__}, and random crops are cut of PIL images")
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * generator.uniform(0.5, 1.0)
+        ratio = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
+        wide, high = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if wide <= width and high <= height:
+            break
+    else:  # none fits, as in very long images, of which LAVIS would take the middle
+        wide, high = width, height
+    left, top = int(generator.integers(width - wide + 1)), int(generator.integers(height - high + 1))
+    cut = image.crop((left, top, left + wide, top + high))
+    return ImageOps.mirror(cut) if generator.random() < 0.5 else cut
+
+
+def image_digest(source: Any) -> str | None:
+    """A hash of an image's content, without decoding it: of a file's bytes, or the pixels of an image or array.
+
+    None if there is nothing to be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source["path"]
+    if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
+        with open(source, "rb") as file:
+            source = file.read()
+    if isinstance(source, bytes):
+        digest.update(source)
+        return digest.hexdigest()
+    if isinstance(source, (str, os.PathLike)):  # a URL or base64
+        try:
+            source = open_image(source, "image")
+        except ValueError:
+            return None
+    if isinstance(source, Image.Image):
+        digest.update(f"pixels {source.mode} {source.size}".encode())
+        source = np.asarray(source.convert("RGBA") if source.mode == "P" else source)
+    array = np.ascontiguousarray(source.numpy(force=True) if isinstance(source, torch.Tensor) else source)
+    digest.update(f"array {array.dtype} {array.shape}".encode())
+    digest.update(array.data)
+    return digest.hexdigest()
