@@ -37,7 +37,12 @@ from instructblip.datasets_builders.data_sources import (
 )
 from instructblip.datasets_builders.table import TABLE
 from instructblip.eval_tasks.held_in import held_in_scores
-from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments, encode_images
+from instructblip.training import (
+    InstructBLIPTrainer,
+    InstructBLIPTrainingArguments,
+    encode_images,
+    hold_in_float8,
+)
 
 
 def option(default: Any, help: str) -> Any:
@@ -55,7 +60,7 @@ class Recipe:
     bert: str = option("google-bert/bert-base-uncased", "Without `model`: what the Q-Former starts as.")
     num_query_tokens: int = option(32, "In stage 1: query tokens, and so positions of the language model, per image.")
     qformer_text_input: bool = option(True, "False: the Q-Former does not read the instruction (ablation).")
-    quantize: Literal["8bit", "4bit"] | None = option(None, "Hold the frozen language model in fewer bits.")
+    quantize: Literal["8bit", "4bit", "fp8"] | None = option(None, "Hold the frozen language model in fewer bits.")
     dtype: str = option("auto", "Precision to load in; bfloat16 takes half of float32.")
     release: Literal["bridge", "full"] = option("bridge", "Save what trained and the backbones' names, or all.")
     # on what: `data` is your own, or one dataset that we have a builder for; `mixture` lists several
@@ -122,7 +127,9 @@ def sources(recipe: Recipe) -> list[DataSource]:
 def build(recipe: Recipe) -> tuple[Any, InstructBLIPProcessor, Any]:
     """Model, processor and collator of a stage."""
     options: dict[str, Any] = {"dtype": recipe.dtype}
-    if recipe.quantize:
+    if recipe.quantize == "fp8" and (recipe.stage == 1 or recipe.release == "full"):
+        raise ValueError("quantize fp8 is for a language model, which stage 1 has not, and for release: bridge")
+    if recipe.quantize in ("8bit", "4bit"):
         bits = {"load_in_8bit": True} if recipe.quantize == "8bit" else {"load_in_4bit": True}
         options["quantization_config"] = BitsAndBytesConfig(**bits)
     model_class = InstructBLIPForPreTraining if recipe.stage == 1 else InstructBLIPForConditionalGeneration
@@ -152,6 +159,8 @@ def build(recipe: Recipe) -> tuple[Any, InstructBLIPProcessor, Any]:
         processor = new_processor(recipe, recipe.language_model, config)
     else:
         raise ValueError("model is missing: stage 3 starts from the release of stage 2, or from an InstructBLIP model")
+    if recipe.quantize == "fp8":
+        hold_in_float8(model)
     collators = {1: InstructBLIPStage1Collator, 2: InstructBLIPStage2Collator, 3: InstructBLIPCollator}
     return model, processor, collators[recipe.stage](processor, keep_ids=True)
 

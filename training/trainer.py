@@ -43,7 +43,7 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
         model: its backbones are frozen in place. Or a `PeftModel` around it (docs/adapters.md).
         args: default `InstructBLIPTrainingArguments("trainer_output")`.
         data_collator: default `InstructBLIPCollator(processing_class, keep_ids=True)`; ids name samples in errors. With
-            `args.torch_compile` it is `bucketed`, so that few shapes are compiled.
+            `args.torch_compile` an `InstructBLIPCollator` becomes `bucketed`, so that few shapes are compiled.
         train_dataset, eval_dataset: samples for the collator, `{"image", "instruction", "response"}`. One with
             `set_epoch` is told each epoch's number.
         processing_class: an `InstructBLIPProcessor`, saved beside the model.
@@ -79,7 +79,10 @@ class InstructBLIPTrainer(EncodeOnceMixin, EvaluationMixin, ResumableTrainer, Sh
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("pass processing_class=, the model's processor, or a data_collator")
-            data_collator = InstructBLIPCollator(processing_class, keep_ids=True, bucketed=args.torch_compile)
+            data_collator = InstructBLIPCollator(processing_class, keep_ids=True)
+        if args.torch_compile and isinstance(data_collator, InstructBLIPCollator):
+            data_collator = copy.copy(data_collator)
+            data_collator.bucketed = True
         if base is model:
             if isinstance(base, InstructBLIPForConditionalGeneration) and base.has_adapters:
                 raise ValueError(

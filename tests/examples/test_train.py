@@ -44,7 +44,8 @@ def model_folder(tiny_model, llama_tokenizer, qformer_tokenizer, tmp_path):
     processor = instructblip.InstructBLIPProcessor(
         images, llama_tokenizer, qformer_tokenizer, num_query_tokens=4, qformer_max_length=32, is_encoder_decoder=False
     )
-    tiny_model("llama", image_token_index=processor.image_token_id).save_pretrained(tmp_path / "model")
+    sides = dict(hidden_size=48, intermediate_size=64)  # multiples of 16, which float8 needs
+    tiny_model("llama", text=sides, image_token_index=processor.image_token_id).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -98,6 +99,16 @@ def test_a_recipe_trains_on_ones_own_images_and_its_release_loads(script, model_
     torch.testing.assert_close(model.state_dict()[frozen], before[frozen], rtol=0, atol=0)
     inputs = processor(images=str(questions.parent / "photos" / "0.png"), text="what is the color ?")
     assert model.generate(**inputs, max_new_tokens=2).shape[1] <= 2
+
+
+def test_a_language_model_in_float8_trains_and_its_bridge_is_saved(script, model_folder, questions, tmp_path, capsys):
+    script.main(settings(model_folder, tmp_path, data=str(questions), quantize="fp8"))
+    bridge = load_file(tmp_path / "out" / "release" / "model.safetensors")
+    before = load_file(model_folder / "model.safetensors")
+    assert set(bridge) < set(before)
+    assert not torch.equal(bridge["query_tokens"], before["query_tokens"])
+    with pytest.raises(ValueError, match="quantize fp8 is for a language model.* and for release: bridge"):
+        script.main(settings(model_folder, tmp_path, data=str(questions), quantize="fp8", release="full"))
 
 
 def test_the_command_line_overrides_the_recipe(script, model_folder, questions, tmp_path, capsys):

@@ -1,0 +1,128 @@
+"""The frozen language model's matrices in eight-bit floating point: half of the memory of bfloat16, and faster on GPUs
+that multiply such numbers.
+
+torchao's layers of this kind keep a bfloat16 copy for the backward pass, or compute the gradient of a weight that is
+frozen; here there is neither.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from instructblip.modeling import InstructBLIPForConditionalGeneration
+
+FLOAT8 = torch.float8_e4m3fn
+LARGEST = torch.finfo(FLOAT8).max
+MULTIPLE = 16  # of both sides of a matrix that GPUs multiply in this precision
+
+
+class Float8Linear(nn.Module):
+    """A frozen linear layer: (..., in) to (..., out), its weight in float8 (e4m3) with one scale for each output.
+
+    On a GPU that can (compute capability 8.9 and above: Ada, Hopper), inputs and gradients are rounded to float8 as
+    well, with one scale for each token, and multiplied in it. Elsewhere the weight becomes what the input is, anew in
+    each pass.
+
+    Attributes:
+        weight: (out, in), the bits as int8. T5 reads the dtype of its layers, and knows int8 as quantized.
+        scale: (out, 1), float32.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        weight, scale = to_float8_rows(linear.weight.detach())
+        self.register_buffer("weight", weight.view(torch.int8), persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            hidden = hidden.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            output = _Product.apply(hidden, self.weight, self.scale)
+            return output if self.bias is None else output + self.bias.to(output.dtype)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        raise ValueError("a language model in float8 is not saved: save with bridge_only=True")
+
+
+class _Product(torch.autograd.Function):
+    """hidden @ weight.T. The weight is frozen, so that only it is kept for the gradient of `hidden`."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(weight, scale)
+        if not multiplies_float8(hidden.device):
+            return nn.functional.linear(hidden, _from_float8(weight, scale, hidden.dtype))
+        return multiply(hidden, weight.view(FLOAT8).t(), scale.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        weight, scale = ctx.saved_tensors
+        if not multiplies_float8(gradient.device):
+            return gradient @ _from_float8(weight, scale, gradient.dtype), None, None
+        # The scales are of what is summed over here, so they go with the gradient.
+        scaled = gradient * scale.t().to(gradient.dtype)
+        by_column = weight.view(FLOAT8).t().contiguous().t()
+        return multiply(scaled, by_column, scale.new_ones(1, weight.shape[1])), None, None
+
+
+def to_float8_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, columns) in float8, and float32 scales (rows, 1) to multiply it with."""
+    scale = (
+        matrix.abs().amax(dim=1, keepdim=True).float().clamp(min=torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
+    )
+    return (matrix.float() / scale).clamp(-LARGEST, LARGEST).to(FLOAT8), scale
+
+
+def multiply(hidden: torch.Tensor, matrix: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """(..., in), rounded to float8, times `matrix` (in, out), float8 and stored by columns, with scales (1, out)."""
+    rows, row_scale = to_float8_rows(hidden.flatten(0, -2))
+    output = torch._scaled_mm(rows, matrix, scale_a=row_scale, scale_b=scale.contiguous(), out_dtype=hidden.dtype)
+    return output.view(*hidden.shape[:-1], matrix.shape[1])
+
+
+def multiplies_float8(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def _from_float8(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return weight.view(FLOAT8).to(dtype) * scale.to(dtype)
+
+
+def hold_in_float8(model: InstructBLIPForConditionalGeneration) -> None:
+    """Turn the linear layers of the language model into `Float8Linear`, in place; not its head.
+
+    For a model on one device, or that DDP copies to several, with a bridge-only release: it cannot be saved whole, nor
+    get adapters, nor be cut by FSDP or ZeRO.
+
+    Raises:
+        ValueError: it has no such layers, as GPT-2 or a language model that is quantized already.
+    """
+    head = model.get_output_embeddings()
+    layers = [
+        (parent, name, child)
+        for parent in model.language_model.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and child is not head
+    ]
+    layers = [layer for layer in layers if not (layer[2].in_features % MULTIPLE or layer[2].out_features % MULTIPLE)]
+    if not layers:
+        raise ValueError(
+            f"the language model ({model.config.text_config.model_type}) has no linear layers to hold in float8, or "
+            "they are quantized already"
+        )
+    for parent, name, child in layers:
+        setattr(parent, name, Float8Linear(child))
