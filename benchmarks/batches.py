@@ -51,10 +51,11 @@ class Batch:
         index = {"image_index": self.image_index[:, None]} if len(self.pixel_values) < len(self.image_index) else {}
         arguments = {**images, **index, **self.text, **self._labels()}
         if self.labels is not None:
-            tokens, supervised = int(self.text["attention_mask"].sum()), int((self.labels != -100).sum())
+            lengths, supervised = self.text["attention_mask"].sum(dim=1), int((self.labels != -100).sum())
+            sizes = {"tokens": int(lengths.sum()), "longest": int(lengths.max()), "supervised": supervised}
             if bucketed:
-                tokens, supervised = bucket(tokens, 4), bucket(supervised)
-            arguments["sizes"] = {"tokens": tokens, "supervised": supervised, "uses": len(self.image_index)}
+                sizes = {"tokens": bucket(sizes["tokens"], 4), "supervised": bucket(supervised)}
+            arguments["sizes"] = {**sizes, "uses": len(self.image_index)}
         return arguments
 
     def _labels(self) -> dict[str, torch.Tensor]:

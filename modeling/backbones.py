@@ -33,6 +33,7 @@ from transformers.utils.hub import resolve_revision
 from .adapters import adapter_of
 from .configuration_instruct_blip import InstructBLIPConfig
 from .lean_blocks import make_lean
+from .packing import hook_head
 
 if TYPE_CHECKING:
     from .modeling_instruct_blip import InstructBLIPForConditionalGeneration
@@ -236,6 +237,7 @@ class BackbonesMixin:
             if device_map is not None:
                 vision.to(next(language.parameters()).device)
             make_lean(language)
+            hook_head(language)
             model.language_model = language
         for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit"):  # where PEFT looks, to make adapters for such weights
             if getattr(language, mark, False):

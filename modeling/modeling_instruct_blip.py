@@ -31,6 +31,7 @@ from .modeling_qformer import InstructBLIPQFormerModel
 from .packing import (
     align,
     has_plain_attention,
+    hook_head,
     last_feed_forward_at,
     logits_at,
     next_labels,
@@ -146,6 +147,7 @@ class InstructBLIPForConditionalGeneration(
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         self.language_model = auto_class.from_config(config.text_config)
         make_lean(self.language_model)
+        hook_head(self.language_model)
         self.post_init()
         self.freeze_unread()
 
@@ -167,6 +169,7 @@ class InstructBLIPForConditionalGeneration(
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.language_model.set_output_embeddings(new_embeddings)
+        hook_head(self.language_model)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         if modality == "image":
@@ -430,9 +433,10 @@ class InstructBLIPForConditionalGeneration(
             skip_logits: compute vocabulary logits at supervised positions only and return none. Default: while training
                 with labels.
             sizes: how many real `tokens`, `supervised` labels and `uses` of images the batch has, or more than that, as
-                `InstructBLIPCollator` counts them. The host then never waits for the device, and no shape depends on
-                what is there, so that padding is left out of what `torch.compile` compiles, too. Rows that do not fit
-                their images are then found by an assertion on the device.
+                `InstructBLIPCollator` counts them; and if `tokens` is exact, how many the `longest` row has. The host
+                then never waits for the device, and no shape depends on what is there, so that padding is left out of
+                what `torch.compile` compiles, too. Rows that do not fit their images are then found by an assertion on
+                the device.
 
         Raises:
             ValueError: placeholders and images do not match, an argument is missing, or a prompt is too long.
@@ -524,8 +528,8 @@ class InstructBLIPForConditionalGeneration(
             labels = labels.to(embeds.device).masked_fill(is_image.to(embeds.device), -100)
         attention = self.language_model.config._attn_implementation
         if skip_logits and attention in ("sdpa", "eager") and has_plain_attention(self.language_model):
-            dense = attention == "eager"
-            packed = pack_rows(embeds, mask.to(embeds.device), labels, dense, sizes.get("tokens"))
+            known = sizes.get("tokens"), sizes.get("longest")
+            packed = pack_rows(embeds, mask.to(embeds.device), labels, attention == "eager", *known)
             learned = places_of(packed.labels != -100, sizes.get("supervised"))
             prune = None if "output_hidden_states" in kwargs or torch.compiler.is_compiling() else learned
             with last_feed_forward_at(self.language_model, prune, packed.labels.shape[1]):
@@ -544,7 +548,7 @@ class InstructBLIPForConditionalGeneration(
             counted = mask if full_mask is None else full_mask
             kwargs["position_ids"] = positions_from_mask(counted)[:, -embeds.shape[1] :]
         learned = None if labels is None else places_of(labels != -100, sizes.get("supervised"))
-        with logits_at(self.language_model, learned if skip_logits and not torch.compiler.is_compiling() else None):
+        with logits_at(self.language_model, learned if skip_logits else None):
             outputs = self.language_model(
                 inputs_embeds=embeds, attention_mask=mask if full_mask is None else full_mask, **kwargs
             )
@@ -571,7 +575,7 @@ class InstructBLIPForConditionalGeneration(
             mask = create_bidirectional_mask(
                 self.language_model.config, embeds, mask, allow_is_bidirectional_skip=False
             )[:, :, :1]
-        with logits_at(self.language_model, learned if skip_logits and not torch.compiler.is_compiling() else None):
+        with logits_at(self.language_model, learned if skip_logits else None):
             outputs = self.language_model(
                 inputs_embeds=embeds,
                 attention_mask=mask,

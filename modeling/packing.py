@@ -146,12 +146,14 @@ def pack_rows(
     labels: torch.Tensor,
     dense_mask: bool = False,
     tokens: int | None = None,
+    longest: int | None = None,
 ) -> PackedRows:
     """Drop the padding of (rows, seq) inputs; `labels` (rows, seq) are aligned with the inputs.
 
     Args:
         dense_mask: ask for a mask that attention other than SDPA understands.
         tokens: how many are real, where the host knows. If there are fewer, padding follows, which no real token sees.
+        longest: how many the longest row has, if the host knows that too, and `tokens` exactly.
     """
     real = attention_mask.bool()
     rows, seq = real.shape
@@ -161,7 +163,13 @@ def pack_rows(
     # The column of each token in its row without padding, which comes after.
     columns = torch.where(real, real.cumsum(dim=1), lengths + (~real).cumsum(dim=1)) - 1
     columns = columns.flatten()[places]
-    longest = int(lengths.max()) if tokens is None else seq
+    if tokens is None:
+        longest = int(lengths.max())
+    elif longest is None:
+        longest = seq
+    else:
+        exact = (lengths.sum() == tokens) & (lengths.max() <= longest)
+        assert_later(exact, "a batch holds more or less than its `sizes` say: count again, or leave `longest` out")
     # One row much longer than the others would leave little but padding; causal kernels do half of the work.
     if dense_mask or rows * longest**2 > 2 * len(places) ** 2:
         mask = additive_mask((row[:, None] == row[None, :]).tril()[None, None], inputs_embeds.dtype)
@@ -175,25 +183,49 @@ def pack_rows(
     )
 
 
+class _KeptPlaces:
+    """A pre-hook of a head, which then sees only `places`, if there are any, of (rows, seq, hidden) flattened.
+
+    A hook, because it is the one way that works for every language model and keeps what the model does to its logits;
+    and one that stays, because a compiler traces hooks that are there and refuses new ones.
+    """
+
+    places: torch.Tensor | None = None
+
+    def __call__(self, head: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+        if self.places is None:
+            return None
+        return (inputs[0].flatten(0, 1).index_select(0, self.places.to(inputs[0].device)),)
+
+
+def hook_head(language_model: nn.Module) -> _KeptPlaces | None:
+    """The hook of the head that `logits_at` needs, put there if it is missing and nothing is being compiled."""
+    head = language_model.get_output_embeddings()
+    for hook in head._forward_pre_hooks.values():
+        if isinstance(hook, _KeptPlaces):
+            return hook
+    if torch.compiler.is_compiling():
+        return None
+    hook = _KeptPlaces()
+    head.register_forward_pre_hook(hook)
+    return hook
+
+
 @contextmanager
 def logits_at(language_model: nn.Module, places: torch.Tensor | None) -> Iterator[None]:
     """Inside, the head sees only (rows, seq) positions at `places` of them flattened: logits are (places, vocabulary).
 
-    A hook, because it is the one way that works for every language model and keeps what the model does to its logits.
+    In what compiles, only if `hook_head` was called before; else logits are (rows, seq, vocabulary).
     """
-    if places is None:
+    hook = None if places is None else hook_head(language_model)
+    if hook is None:
         yield
         return
-    head = language_model.get_output_embeddings()
-
-    def select(_: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (inputs[0].flatten(0, 1).index_select(0, places.to(inputs[0].device)),)
-
-    hook = head.register_forward_pre_hook(select)
+    hook.places = places
     try:
         yield
     finally:
-        hook.remove()
+        hook.places = None
 
 
 @contextmanager

@@ -87,11 +87,12 @@ class InstructBLIPCollator:
 
     def _sizes(self, batch: BatchFeature) -> dict[str, int]:
         """What the host has to know for shapes that do not depend on what is on the device."""
-        tokens, supervised = int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
+        lengths = batch["attention_mask"].sum(dim=1)
+        tokens, supervised = int(lengths.sum()), int((batch["labels"] != -100).sum())
         uses = int((batch["image_index"] >= 0).sum()) if "image_index" in batch else 0
         if self.bucketed:
-            tokens, supervised, uses = bucket(tokens, 4), bucket(supervised), bucket(uses, 4)
-        return {"tokens": tokens, "supervised": supervised, "uses": uses}
+            return {"tokens": bucket(tokens, 4), "supervised": bucket(supervised), "uses": bucket(uses, 4)}
+        return {"tokens": tokens, "longest": int(lengths.max()), "supervised": supervised, "uses": uses}
 
     def _fill_buckets(self, batch: BatchFeature) -> None:
         """Pad rows on the right, where training has its padding, and repeat the last image, which no row then uses.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils import is_torch_bf16_gpu_available, logging
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -89,3 +91,9 @@ class InstructBLIPTrainingArguments(TrainingArguments):
             # accelerate's default for streams cuts every tensor of a batch by rows, which parts samples from images
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
+        if self.n_gpu > 1:  # for which transformers' Trainer cuts batches by rows, which parts samples from images
+            logger.warning(
+                f"this process sees {self.n_gpu} GPUs and uses the first: start it with `accelerate launch` to use all "
+                "(docs/scaling.md), or choose one with CUDA_VISIBLE_DEVICES"
+            )
+            self._n_gpu = 1

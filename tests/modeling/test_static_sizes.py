@@ -8,7 +8,10 @@ TOLERANCE = dict(atol=1e-5, rtol=1e-5)
 
 
 def sizes_of(batch, more=0):
+    """Without `more` exact, and then with the length of the longest row."""
+    longest = {} if more else {"longest": int(batch["attention_mask"].sum(dim=1).max())}
     return {
+        **longest,
         "tokens": int(batch["attention_mask"].sum()) + more,
         "supervised": int((batch["labels"] != -100).sum()) + more,
         "uses": int((batch["image_index"] >= 0).sum()) + more,
@@ -64,12 +67,14 @@ def test_the_host_never_waits_for_the_device(language, bridge_model, make_batch,
         model(**batch)
 
 
-@pytest.mark.parametrize("name", ["tokens", "supervised", "uses"])
-def test_sizes_that_are_too_small_are_refused(name, bridge_model, make_batch, mixed_rows):
+@pytest.mark.parametrize(
+    ("name", "change"), [("tokens", -1), ("supervised", -1), ("uses", -1), ("longest", -1), ("tokens", 1)]
+)
+def test_sizes_that_do_not_fit_are_refused(name, change, bridge_model, make_batch, mixed_rows):
     batch = make_batch(mixed_rows, "llama", labels=True)
     sizes = sizes_of(batch)
-    sizes[name] -= 1
-    with pytest.raises(RuntimeError, match="more than its `sizes` say"):
+    sizes[name] += change
+    with pytest.raises(RuntimeError, match="than its `sizes` say: count again"):
         bridge_model("llama")(**batch, skip_logits=True, sizes=sizes)
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from instructblip import InstructBLIPForConditionalGeneration
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
@@ -316,3 +316,12 @@ def test_a_compiled_run_has_the_same_losses_from_few_graphs(train, tiny_images, 
     assert runs[1] == pytest.approx(runs[0], rel=1e-5)
     assert not torch._dynamo.utils.counters["graph_break"]
     assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+
+
+def test_one_process_uses_one_of_several_gpus_and_says_so(monkeypatch, tmp_path, caplog):
+    """torch's DataParallel would give half of the rows to each, and half of the images, which others may show."""
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: setattr(self, "_n_gpu", 4))
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", torch.device("cpu"))
+    args = InstructBLIPTrainingArguments(str(tmp_path))
+    assert args.n_gpu == 1
+    assert "this process sees 4 GPUs and uses the first: start it with `accelerate launch`" in caplog.text
