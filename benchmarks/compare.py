@@ -99,7 +99,7 @@ def _time_rows(rows: list[Row], language: str, training: bool, arguments: argpar
                 "language": language,
                 "apart": row.apart,
                 "equal": equal,
-                "note": "; ".join(part for part in (comparison.note, _rates(comparison, seconds, setting)) if part),
+                "note": "; ".join(part for part in (comparison.note, _rates(comparison, seconds, arguments)) if part),
                 "seconds": seconds,
                 "ratios": {name: vars(ratio) for name, ratio in ratios.items()},
             }
@@ -111,7 +111,7 @@ def _time_rows(rows: list[Row], language: str, training: bool, arguments: argpar
     return timed
 
 
-def _rates(comparison: Comparison, seconds: dict[str, list[float]], setting: Setting) -> str:
+def _rates(comparison: Comparison, seconds: dict[str, list[float]], arguments: argparse.Namespace) -> str:
     """Samples a second and, of the fastest of ours, the share of the rate at which this device multiplies matrices."""
     if not comparison.rows:
         return ""
@@ -120,11 +120,15 @@ def _rates(comparison: Comparison, seconds: dict[str, list[float]], setting: Set
     ours = next(contestant for contestant in comparison.contestants if contestant.name == "ours")
     operations = count_operations(ours.parts[0][0])
     best = min(statistics.median(seconds[name]) for name in ("ours", "ours compiled") if name in seconds)
-    share = operations / best / matrix_rate(setting.device, setting.dtype)
+    share = operations / best / _matrix_rate(arguments)
     return (
         f"samples a second: {shown}; ours computes {operations / 1e9:.4g} GFLOP in matrix products a step, "
         f"{share:.0%} of the measured matrix rate"
     )
+
+
+def _matrix_rate(arguments: argparse.Namespace) -> float:
+    return matrix_rate(arguments.device, getattr(torch, arguments.dtype), arguments.clock)
 
 
 def _measure_memory(language: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -151,7 +155,7 @@ def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "matrix rate, TFLOP/s": f"{matrix_rate(arguments.device, getattr(torch, arguments.dtype)) / 1e12:.3g}",
+        "matrix rate, TFLOP/s": f"{_matrix_rate(arguments) / 1e12:.3g}",
         "size": arguments.size,
         "dtype": arguments.dtype,
         "clock": arguments.clock,

@@ -199,8 +199,10 @@ class _KeptPlaces:
 
 
 def hook_head(language_model: nn.Module) -> _KeptPlaces | None:
-    """The hook of the head that `logits_at` needs, put there if it is missing and nothing is being compiled."""
+    """The hook that `logits_at` needs, put on the head if it is missing: not while compiling, which gives None."""
     head = language_model.get_output_embeddings()
+    if head is None:
+        return None
     for hook in head._forward_pre_hooks.values():
         if isinstance(hook, _KeptPlaces):
             return hook
@@ -215,7 +217,7 @@ def hook_head(language_model: nn.Module) -> _KeptPlaces | None:
 def logits_at(language_model: nn.Module, places: torch.Tensor | None) -> Iterator[None]:
     """Inside, the head sees only (rows, seq) positions at `places` of them flattened: logits are (places, vocabulary).
 
-    In what compiles, only if `hook_head` was called before; else logits are (rows, seq, vocabulary).
+    Where `hook_head` gives none they are (rows, seq, vocabulary).
     """
     hook = None if places is None else hook_head(language_model)
     if hook is None:

@@ -89,6 +89,14 @@ def test_two_processes_sharded_or_not_train_as_one_with_twice_the_batch(train, k
             same(one, result)
 
 
+@pytest.mark.parametrize(("kind", "way"), [("t5", "ddp"), ("llama", "fsdp2")])
+def test_compiled_processes_train_as_one_that_is_not(train, kind, way):
+    how = {"sharded": True, "environment": fsdp2()} if way == "fsdp2" else {}
+    (one,) = train(kind, "one-plain", processes=1, per_device_train_batch_size=4)
+    for result in train(kind, f"{way}-compiled", torch_compile=True, torch_compile_backend="eager", **how):
+        same(one, result)
+
+
 @pytest.mark.parametrize(("kind", "way"), [("t5", "fsdp2"), ("llama", "ddp"), ("llama", "fsdp2"), ("llama", "zero3")])
 def test_adapters_train_on_two_processes_as_on_one(train, places, kind, way):
     """In the language model and beside the whole bridge; they go on from a checkpoint, and load with the model."""
