@@ -25,7 +25,7 @@ def matrix_rate(device: str, dtype: torch.dtype, clock: str) -> float:
 
 
 def count_operations(work: Callable[[], Any]) -> int:
-    """Floating-point operations in the matrix products, convolutions and attention of `work`, which runs once."""
+    """Floating-point operations of `work`, run once: in matrix products, convolutions and, on a GPU, attention."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()

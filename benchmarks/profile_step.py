@@ -58,6 +58,8 @@ def profile_steps(setting: Setting, lengths: list[tuple[int, int]], steps: int, 
         setting.synchronize()
     kernels: dict[str, float] = {}
     for event in profiler.key_averages():
+        if on_gpu and event.is_user_annotation:
+            continue  # holds kernels that are counted
         if on_gpu == (event.device_type != DeviceType.CPU):
             taken = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             kernels[event.key] = kernels.get(event.key, 0.0) + taken / 1e6 / steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,7 @@ class Headless:
         image_index: torch.Tensor | None = None,
         image_embeds: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        sizes: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the model; arguments are those of its `forward`.
@@ -60,6 +62,7 @@ class Headless:
             image_index,
             qformer_input_ids,
             qformer_attention_mask,
+            sizes,
         )
         language_model = model.language_model
         if hasattr(language_model, "get_base_model"):  # PEFT's wrapper

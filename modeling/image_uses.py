@@ -38,7 +38,10 @@ def find_uses(
         raise ValueError(f"image_index has {len(image_index)} rows for {len(qformer_input_ids)} instructions")
     if torch.compiler.is_compiling() and num_uses is None:
         num_uses = image_index.numel()  # so that no shape depends on data
-    if num_uses is None and image_index.numel() and int(image_index.max()) >= num_images:
+    wait = (num_uses is None or image_index.device.type == "cpu") and not torch.compiler.is_compiling()
+    if not wait:
+        assert_later((image_index < num_images).all(), "some rows show images that are not there")
+    elif image_index.numel() and int(image_index.max()) >= num_images:
         row = int((image_index >= num_images).any(dim=1).nonzero()[0])
         raise ValueError(f"sample {row} shows image {int(image_index[row].max())}, but there are {num_images} images")
     places = places_of(image_index >= 0, num_uses)

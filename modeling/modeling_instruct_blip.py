@@ -21,6 +21,7 @@ from transformers.models.instructblip.modeling_instructblip import InstructBlipV
 from transformers.utils import ModelOutput, logging
 
 from .adapters import AdaptersMixin, QueryTokens
+from .answer_loss import answer_loss
 from .backbones import BackbonesMixin
 from .configuration_instruct_blip import InstructBLIPConfig
 from .generation_instruct_blip import GenerationAndRankingMixin
@@ -29,7 +30,9 @@ from .image_uses import check_placeholders, find_uses
 from .lean_blocks import make_lean
 from .modeling_qformer import InstructBLIPQFormerModel
 from .packing import (
+    PLAIN_ENCODERS,
     align,
+    assert_later,
     has_plain_attention,
     hook_head,
     last_feed_forward_at,
@@ -336,10 +339,12 @@ class InstructBLIPForConditionalGeneration(
         length = attention_mask.shape[1]
         text_config = self.config.text_config
         positions = None if self.config.is_encoder_decoder else getattr(text_config, "max_position_embeddings", None)
-        if (
+        if positions is not None and length > positions and torch.compiler.is_compiling():
+            fits = attention_mask.sum(dim=1).max() <= positions
+            assert_later(fits, f"a prompt is longer than the {positions} positions of the language model")
+        elif (
             positions is not None
             and length > positions
-            and not torch.compiler.is_compiling()
             and (length := int(attention_mask.sum(dim=1).max())) > positions
         ):
             raise ValueError(
@@ -433,10 +438,10 @@ class InstructBLIPForConditionalGeneration(
             skip_logits: compute vocabulary logits at supervised positions only and return none. Default: while training
                 with labels.
             sizes: how many real `tokens`, `supervised` labels and `uses` of images the batch has, or more than that, as
-                `InstructBLIPCollator` counts them; and if `tokens` is exact, how many the `longest` row has. The host
-                then never waits for the device, and no shape depends on what is there, so that padding is left out of
-                what `torch.compile` compiles, too. Rows that do not fit their images are then found by an assertion on
-                the device.
+                `InstructBLIPCollator` counts them; and if `tokens` is exact, how many the `longest` row has. No shape
+                then depends on what is on the device, so that padding is left out of what `torch.compile` compiles,
+                too; and while T5 or a decoder without padding trains, the host never waits for the device. Rows that
+                do not fit their images are found by an assertion there.
 
         Raises:
             ValueError: placeholders and images do not match, an argument is missing, or a prompt is too long.
@@ -522,7 +527,7 @@ class InstructBLIPForConditionalGeneration(
         return 0.0 * features.pooler_output.float().sum()
 
     def _decoder_only(self, embeds, mask, is_image, labels, num_items_in_batch, skip_logits, sizes, full_mask, kwargs):
-        """Run a decoder-only language model; returns its output and `_cross_entropy` (Nones without labels)."""
+        """Run a decoder-only language model; returns its output and `answer_loss` (Nones without labels)."""
         if labels is not None:
             # A placeholder is never an answer.
             labels = labels.to(embeds.device).masked_fill(is_image.to(embeds.device), -100)
@@ -532,15 +537,15 @@ class InstructBLIPForConditionalGeneration(
             packed = pack_rows(embeds, mask.to(embeds.device), labels, attention == "eager", *known)
             learned = places_of(packed.labels != -100, sizes.get("supervised"))
             prune = None if "output_hidden_states" in kwargs or torch.compiler.is_compiling() else learned
-            with last_feed_forward_at(self.language_model, prune, packed.labels.shape[1]):
+            pruned = last_feed_forward_at(self.language_model, prune, packed.labels.shape[1])
+            with logits_at(self.language_model, learned), pruned:
                 outputs = self.language_model(
                     inputs_embeds=packed.inputs_embeds,
                     attention_mask=packed.attention_mask,
                     position_ids=packed.position_ids,
-                    logits_to_keep=learned,
                     **{**kwargs, "use_cache": False},
                 )
-            return outputs, _cross_entropy(outputs.logits[0], packed.labels[0, learned], num_items_in_batch)
+            return outputs, answer_loss(outputs.logits, packed.labels, learned, num_items_in_batch)
         if labels is not None:
             labels = next_labels(labels, mask.to(labels.device))
             kwargs.setdefault("use_cache", False)
@@ -554,13 +559,12 @@ class InstructBLIPForConditionalGeneration(
             )
         if labels is None:
             return outputs, (None, None, None)
-        logits = outputs.logits if outputs.logits.dim() == 2 else outputs.logits.flatten(0, 1)[learned]
-        return outputs, _cross_entropy(logits, labels.flatten()[learned], num_items_in_batch)
+        return outputs, answer_loss(outputs.logits, labels, learned, num_items_in_batch)
 
     def _encoder_decoder(
         self, embeds, mask, labels, decoder_ids, decoder_mask, num_items_in_batch, skip_logits, sizes, kwargs
     ):
-        """Run an encoder-decoder; returns its output and `_cross_entropy` (Nones without labels)."""
+        """Run an encoder-decoder; returns its output and `answer_loss` (Nones without labels)."""
         mask, embeds = align(mask.to(embeds.device), "right", embeds)
         if labels is not None:
             labels = labels.to(embeds.device)
@@ -570,11 +574,10 @@ class InstructBLIPForConditionalGeneration(
         if decoder_ids is None and kwargs.get("decoder_inputs_embeds") is None:
             raise ValueError("an encoder-decoder language model needs labels or decoder_input_ids")
         learned = None if labels is None else places_of(labels != -100, sizes.get("supervised"))
-        if sizes and self.language_model.config._attn_implementation in ("sdpa", "eager"):
+        config = self.language_model.config
+        if sizes and config.model_type in PLAIN_ENCODERS and config._attn_implementation in ("sdpa", "eager"):
             # transformers takes a mask of four dimensions as it is; of others it looks whether they mask anything.
-            mask = create_bidirectional_mask(
-                self.language_model.config, embeds, mask, allow_is_bidirectional_skip=False
-            )[:, :, :1]
+            mask = create_bidirectional_mask(config, embeds, mask, allow_is_bidirectional_skip=False)[:, :, :1]
         with logits_at(self.language_model, learned if skip_logits else None):
             outputs = self.language_model(
                 inputs_embeds=embeds,
@@ -585,8 +588,7 @@ class InstructBLIPForConditionalGeneration(
             )
         if labels is None:
             return outputs, (None, None, None)
-        logits = outputs.logits if outputs.logits.dim() == 2 else outputs.logits.flatten(0, 1)[learned]
-        return outputs, _cross_entropy(logits, labels.flatten()[learned], num_items_in_batch)
+        return outputs, answer_loss(outputs.logits, labels, learned, num_items_in_batch)
 
     def _shift_right(self, labels: torch.Tensor) -> torch.Tensor:
         """Decoder inputs for `labels` (rows, target): the start token, then all labels but the last."""
@@ -597,18 +599,3 @@ class InstructBLIPForConditionalGeneration(
             raise ValueError("the language model's config has no decoder_start_token_id: set it (0 for T5)")
         ids = torch.cat([labels.new_full((len(labels), 1), start), labels[:, :-1]], dim=1)
         return ids.masked_fill(ids == -100, config.pad_token_id or 0)
-
-
-def _cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, and of each of (supervised, vocabulary) logits its loss and whether the target is the most likely token.
-
-    The loss is their sum divided by `num_items_in_batch`, or their mean; 0 if there are none. A target of -100 counts
-    for nothing.
-    """
-    targets = targets.to(logits.device)
-    losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    items = (targets != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    loss = losses.sum() / (items.to(losses.device) if isinstance(items, torch.Tensor) else items)
-    return loss, losses.detach(), logits.detach().argmax(dim=-1) == targets

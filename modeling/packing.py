@@ -15,6 +15,8 @@ from .packed_attention import PackedRowsMask
 # Decoders whose attention is plain (causal, full, no bias of its own) and goes through transformers' attention
 # interface, so that masks, positions and caches of ours reach it. tests/modeling/test_language_models.py runs each.
 PLAIN_DECODERS = frozenset({"gpt2", "llama", "mistral", "opt", "qwen2", "qwen3"})
+# Encoder-decoders whose masks are those of transformers, so that one made before is taken as it is; tested likewise.
+PLAIN_ENCODERS = frozenset({"mt5", "t5", "umt5"})
 
 
 def has_plain_attention(language_model: nn.Module) -> bool:

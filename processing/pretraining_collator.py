@@ -54,7 +54,7 @@ class CaptionCollator(InstructBLIPCollator):
         usable = isinstance(captions, (list, tuple)) and captions and all(isinstance(text, str) for text in captions)
         if not usable or not all(text.strip() for text in captions):
             raise ValueError(f"{name}: '{key}' is {feature[key]!r}, where words were expected")
-        epoch = feature.get("epoch", self.epoch)
+        epoch = self.epoch if feature.get("epoch") is None else feature["epoch"]
         source = random.Random(repr((self.seed, epoch, feature.get("id"), feature.get("image_id"), captions)))
         return source.choice(captions).strip(), source
 

@@ -91,9 +91,14 @@ class InstructBLIPTrainingArguments(TrainingArguments):
             # accelerate's default for streams cuts every tensor of a batch by rows, which parts samples from images
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
+        if self.torch_compile_mode in ("reduce-overhead", "max-autotune") and self.gradient_accumulation_steps > 1:
+            raise ValueError(
+                f"torch_compile_mode {self.torch_compile_mode!r} records CUDA graphs, which write each gradient over "
+                "the one before: set gradient_accumulation_steps to 1, or take another mode"
+            )
         if self.n_gpu > 1:  # for which transformers' Trainer cuts batches by rows, which parts samples from images
             logger.warning(
-                f"this process sees {self.n_gpu} GPUs and uses the first: start it with `accelerate launch` to use all "
-                "(docs/scaling.md), or choose one with CUDA_VISIBLE_DEVICES"
+                f"this process sees {self.n_gpu} GPUs and trains on the first, unless the model is spread over them: "
+                "start it with `accelerate launch` to use all (docs/scaling.md), or choose with CUDA_VISIBLE_DEVICES"
             )
             self._n_gpu = 1

@@ -20,7 +20,7 @@ class RandomCropCollator:
 
     Seed, epoch and the image's content decide the crop, so that the samples of an image share it and its features. The
     epoch is a sample's own, as the items of our datasets have it, whose passes need not end together, or else that of
-    `set_epoch`.
+    `set_epoch`. Images of one `image_id`, the frames of a clip, are cut alike, as the first of them decides.
 
     Args:
         collator: of samples with `image` or `images`; `image_embeds` stay as they are.
@@ -50,33 +50,39 @@ class RandomCropCollator:
         Raises:
             ValueError: an image cannot be read or is an array; and as the collator. Messages name the sample.
         """
-        cropped: dict[tuple[str, int], Image.Image] = {}
+        cropped: dict[Any, Image.Image] = {}
         replaced = []
         for row, feature in enumerate(features):
             name, epoch = sample_name(row, feature), feature.get("epoch")
             epoch = epoch if isinstance(epoch, int) else int(self._epoch[0])
             crops: dict[str, Any] = {}
-            if is_image_source(feature.get("image")):
-                crops["image"] = self._crop(feature["image"], f"image 0 of {name}", epoch, cropped)
-            if isinstance(feature.get("images"), (list, tuple)):
-                crops["images"] = [
-                    self._crop(image, f"image {number} of {name}", epoch, cropped) if is_image_source(image) else image
-                    for number, image in enumerate(feature["images"])
-                ]
+            for key in ("image", "images"):
+                value = feature.get(key)
+                several = isinstance(value, (list, tuple))
+                sources = list(value) if several else [value]
+                if not sources or not all(map(is_image_source, sources)):
+                    continue  # nothing to crop, or for the collator to refuse
+                digests = [_digest(source, f"image {number} of {name}") for number, source in enumerate(sources)]
+                clip = digests[0] if feature.get("image_id") is not None else None  # whose frames are cut alike
+                made = []
+                for number, (source, digest) in enumerate(zip(sources, digests, strict=True)):
+                    drawn = digest if clip is None else clip, epoch
+                    if (digest, drawn) not in cropped:
+                        generator = np.random.default_rng([int(drawn[0], 16), self.seed, epoch])
+                        described = f"image {number} of {name}"
+                        cropped[digest, drawn] = random_crop(open_image(source, described), generator, described)
+                    made.append(cropped[digest, drawn])
+                crops[key] = made if several else made[0]
             replaced.append({**feature, **crops})
         return self.collator(replaced)
 
-    def _crop(
-        self, source: Any, described: str, epoch: int, cropped: dict[tuple[str, int], Image.Image]
-    ) -> Image.Image:
-        digest = image_digest(source)
-        if digest is None:
-            open_image(source, described)  # which says what is wrong with it
-            raise ValueError(f"{described} cannot be read")
-        if (digest, epoch) not in cropped:
-            generator = np.random.default_rng([int(digest, 16), self.seed, epoch])
-            cropped[digest, epoch] = random_crop(open_image(source, described), generator, described)
-        return cropped[digest, epoch]
+
+def _digest(source: Any, described: str) -> str:
+    digest = image_digest(source)
+    if digest is None:
+        open_image(source, described)  # which says what is wrong with it
+        raise ValueError(f"{described} cannot be read")
+    return digest
 
 
 def random_crop(image: Image.Image, generator: np.random.Generator, described: str) -> Image.Image:

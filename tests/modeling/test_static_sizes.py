@@ -104,6 +104,43 @@ def test_what_compiles_has_no_padding_and_no_vocabulary_logits(bridge_model, mak
     assert seen == [(1, int(batch["attention_mask"].sum()))]
 
 
+ENCODER_DECODERS = {
+    "mt5": dict(d_model=40, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"),
+    "umt5": dict(d_model=40, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"),
+    "bart": dict(
+        d_model=40, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64, forced_eos_token_id=None,
+    ),
+    "longt5": dict(d_model=40, d_kv=8, d_ff=64, num_layers=2, num_heads=4, local_radius=3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", ENCODER_DECODERS)
+def test_sizes_change_nothing_for_other_encoder_decoders(language, tiny_model, make_batch, mixed_rows):
+    """Also for those that make masks of their own out of (rows, seq), as LongT5 does."""
+    common = dict(vocab_size=80, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
+    model = tiny_model(language, text={**common, **ENCODER_DECODERS[language]})
+    batch = make_batch(mixed_rows, "t5", labels=True)
+    expected = model(**batch, skip_logits=True)
+    found = model(**batch, skip_logits=True, sizes=sizes_of(batch))
+    torch.testing.assert_close(found.loss, expected.loss, **TOLERANCE)
+
+
+def test_a_prompt_that_is_too_long_is_refused_when_compiled_too(tiny_model, make_batch):
+    model = tiny_model("llama", text=dict(max_position_embeddings=8))
+    batch = make_batch([dict(text=(5, 6), answer=(7, 8, 2))], "llama", labels=True)
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="a prompt is longer than the 8 positions"):
+        torch.compile(model, backend="eager")(**batch, sizes=sizes_of(batch))
+
+
+def test_an_image_that_is_not_there_is_named_where_waiting_costs_nothing(bridge_model, make_batch, mixed_rows):
+    batch = make_batch(mixed_rows, "llama", labels=True)
+    batch["image_index"][1, 0] = 9
+    with pytest.raises(ValueError, match="sample 1 shows image 9, but there are 4 images"):
+        bridge_model("llama")(**batch, sizes=sizes_of(batch))
+
+
 def test_rows_that_do_not_fit_their_images_are_named_where_waiting_costs_nothing(bridge_model, make_batch, mixed_rows):
     batch = make_batch(mixed_rows, "llama", labels=True)
     sizes = sizes_of(batch)

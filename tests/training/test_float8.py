@@ -1,7 +1,10 @@
 """A language model in float8: near to what it was, with no gradient but the bridge's, and nothing kept twice."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from instructblip import InstructBLIPCollator
@@ -39,7 +42,7 @@ def samples(tiny_images):
 @pytest.fixture(params=[False, True], ids=["rounded weights", "float8 products"])
 def in_float8(request, monkeypatch):
     """Whether products are computed in float8, which CPUs can do as GPUs do."""
-    monkeypatch.setattr(float8, "multiplies_float8", lambda device: request.param)
+    monkeypatch.setattr(float8, "multiplies_float8", lambda hidden: request.param)
     return request.param
 
 
@@ -47,10 +50,12 @@ def test_a_weight_has_one_scale_for_each_output_and_rounds_to_a_sixteenth():
     linear = nn.Linear(32, 16, bias=False)
     linear.weight.data *= torch.logspace(-6, 6, 16)[:, None]
     held = Float8Linear(linear)
+    held.to(torch.bfloat16)  # changes nothing
     assert (held.weight.dtype, held.weight.shape, held.scale.shape) == (torch.int8, (16, 32), (16, 1))
-    back = held.weight.view(FLOAT8).float() * held.scale
+    scale = held.scale.view(torch.float32)
+    back = held.weight.view(FLOAT8).float() * scale
     largest = linear.weight.abs().amax(dim=1, keepdim=True)
-    assert torch.allclose(held.scale * LARGEST, largest)
+    assert torch.allclose(scale * LARGEST, largest)
     assert ((back - linear.weight).abs() <= linear.weight.abs() / 16 + largest / 2**15).all()
 
 
@@ -115,6 +120,24 @@ def test_under_autocast_products_have_its_precision():
         assert held(torch.randn(2, 32)).dtype == torch.bfloat16
 
 
+def test_few_tokens_are_multiplied_in_the_precision_of_the_input(monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+
+    def asked(tokens):
+        stand_in = SimpleNamespace(device=torch.device("cuda"), shape=torch.Size([1, tokens, 8]))
+        return float8.multiplies_float8(stand_in)
+
+    assert (asked(257), asked(256)) == (True, False)
+    assert not float8.multiplies_float8(torch.zeros(300, 8))
+
+
+def test_adapters_are_refused(wide_model):
+    model = wide_model("llama")
+    get_peft_model(model, LoraConfig(r=16, **model.lora_targets("language_model")))
+    with pytest.raises(ValueError, match="adapters, which float8 would freeze"):
+        hold_in_float8(model)
+
+
 def test_a_language_model_without_linear_layers_is_refused(tiny_model):
     with pytest.raises(ValueError, match=r"\(gpt2\) has no linear layers"):
         hold_in_float8(tiny_model("gpt2"))
@@ -125,14 +148,14 @@ def test_the_bridge_trains_resumes_and_is_saved_alone(language, wide_model, proc
     def train(resume=None):
         model = wide_model(language)
         hold_in_float8(model)
-        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        held = {name: p.clone() for name, p in model.language_model.named_parameters()}
         arguments = InstructBLIPTrainingArguments(
             str(tmp_path / "run"), max_steps=4, per_device_train_batch_size=2, learning_rate=1e-2, warmup_steps=0,
             logging_steps=1, save_steps=2, report_to="none", use_cpu=True, disable_tqdm=True,
         )  # fmt: skip
         trainer = InstructBLIPTrainer(model, arguments, train_dataset=samples, processing_class=processor(language))
         trainer.train(resume_from_checkpoint=resume)
-        assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+        assert all(torch.equal(p, held[name]) for name, p in model.language_model.named_parameters())
         return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
     trainer, losses = train()

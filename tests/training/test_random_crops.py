@@ -84,6 +84,21 @@ def test_epochs_draw_anew_and_all_samples_of_an_image_share_the_crop(photos):
     assert collate.for_evaluation()(rows) == rows
 
 
+def test_a_list_under_image_is_cropped_and_frames_of_a_clip_are_cut_alike(tmp_path):
+    columns = Image.fromarray(np.tile(np.arange(60, dtype=np.uint8), (40, 1)))
+    frames = [columns.point(lambda value, n=n: value + n) for n in range(4)]  # each pixel tells where it was, and n
+
+    def offsets(row):
+        (sample,) = RandomCropCollator(list)([row])
+        crops = sample["image"] if isinstance(row["image"], list) else sample["images"]
+        first = np.asarray(crops[0]).astype(int)
+        return {tuple(np.unique(np.asarray(crop).astype(int) - first)) if crop.size == crops[0].size else "other"
+                for crop in crops}  # fmt: skip
+
+    assert offsets({"image": frames, "image_id": "clip"}) == {(0,), (1,), (2,), (3,)}
+    assert "other" in offsets({"image": None, "images": frames})
+
+
 def test_the_epoch_of_a_sample_counts_before_that_of_the_run(photos):
     """Passes over the sources of a stream end when they end, within an epoch of the run that has no end."""
     collate = RandomCropCollator(list)

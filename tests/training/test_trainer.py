@@ -324,4 +324,11 @@ def test_one_process_uses_one_of_several_gpus_and_says_so(monkeypatch, tmp_path,
     monkeypatch.setattr(TrainingArguments, "_setup_devices", torch.device("cpu"))
     args = InstructBLIPTrainingArguments(str(tmp_path))
     assert args.n_gpu == 1
-    assert "this process sees 4 GPUs and uses the first: start it with `accelerate launch`" in caplog.text
+    assert "this process sees 4 GPUs and trains on the first" in caplog.text
+
+
+def test_cuda_graphs_do_not_go_with_accumulated_gradients(tmp_path):
+    options = dict(torch_compile=True, torch_compile_mode="reduce-overhead", use_cpu=True)
+    assert InstructBLIPTrainingArguments(str(tmp_path), **options).torch_compile
+    with pytest.raises(ValueError, match="'reduce-overhead' records CUDA graphs.*gradient_accumulation_steps to 1"):
+        InstructBLIPTrainingArguments(str(tmp_path), gradient_accumulation_steps=2, **options)
