@@ -1,5 +1,4 @@
-"""The frozen language model's matrices in eight-bit floating point: half of the memory of bfloat16, and faster on GPUs
-that multiply such numbers.
+"""The frozen language model's matrices in eight-bit floating point, which takes half of the memory of bfloat16.
 
 torchao's layers of this kind keep a bfloat16 copy for the backward pass, or compute the gradient of a weight that is
 frozen; here there is neither.

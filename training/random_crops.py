@@ -50,7 +50,7 @@ class RandomCropCollator:
         Raises:
             ValueError: an image cannot be read or is an array; and as the collator. Messages name the sample.
         """
-        cropped: dict[Any, Image.Image] = {}
+        cropped: dict[tuple[str, str, int], Image.Image] = {}
         replaced = []
         for row, feature in enumerate(features):
             name, epoch = sample_name(row, feature), feature.get("epoch")
@@ -62,19 +62,25 @@ class RandomCropCollator:
                 sources = list(value) if several else [value]
                 if not sources or not all(map(is_image_source, sources)):
                     continue  # nothing to crop, or for the collator to refuse
-                digests = [_digest(source, f"image {number} of {name}") for number, source in enumerate(sources)]
-                clip = digests[0] if feature.get("image_id") is not None else None  # whose frames are cut alike
-                made = []
-                for number, (source, digest) in enumerate(zip(sources, digests, strict=True)):
-                    drawn = digest if clip is None else clip, epoch
-                    if (digest, drawn) not in cropped:
-                        generator = np.random.default_rng([int(drawn[0], 16), self.seed, epoch])
-                        described = f"image {number} of {name}"
-                        cropped[digest, drawn] = random_crop(open_image(source, described), generator, described)
-                    made.append(cropped[digest, drawn])
+                made = self._crops(sources, name, epoch, feature.get("image_id") is not None, cropped)
                 crops[key] = made if several else made[0]
             replaced.append({**feature, **crops})
         return self.collator(replaced)
+
+    def _crops(
+        self, sources: list[Any], name: str, epoch: int, alike: bool, cropped: dict[tuple[str, str, int], Image.Image]
+    ) -> list[Image.Image]:
+        """The crops of a sample's images; one that is in `cropped` is the same object."""
+        described = [f"image {number} of {name}" for number in range(len(sources))]
+        digests = [_digest(*pair) for pair in zip(sources, described, strict=True)]
+        made = []
+        for source, digest, called in zip(sources, digests, described, strict=True):
+            deciding = digests[0] if alike else digest
+            if (digest, deciding, epoch) not in cropped:
+                generator = np.random.default_rng([int(deciding, 16), self.seed, epoch])
+                cropped[digest, deciding, epoch] = random_crop(open_image(source, called), generator, called)
+            made.append(cropped[digest, deciding, epoch])
+        return made
 
 
 def _digest(source: Any, described: str) -> str:
