@@ -308,7 +308,7 @@ class InstructionDataset(torch.utils.data.Dataset):
         return self.format.item(self.sample(item), image_id, epoch, int(self._answer_of_item[item]))
 
     def column(self, name: str) -> list[str]:
-        """All values of "id", "image_id", "template", "instruction", "response" or "dataset"; opens no image."""
+        """All values of "id", "image_id", "dataset", "template", "instruction" or "response"; opens no image."""
         return [self.text(item)[name] for item in range(len(self))]
 
     def item(self, item: int, epoch: int | None = None) -> dict[str, Any]:

@@ -36,10 +36,8 @@ def find_uses(
         return None, None
     if qformer_input_ids is not None and len(qformer_input_ids) != len(image_index):
         raise ValueError(f"image_index has {len(image_index)} rows for {len(qformer_input_ids)} instructions")
-    if torch.compiler.is_compiling() and num_uses is None:
-        num_uses = image_index.numel()  # so that no shape depends on data
-    wait = (num_uses is None or image_index.device.type == "cpu") and not torch.compiler.is_compiling()
-    if not wait:
+    if not _may_look(image_index, num_uses is not None):
+        num_uses = image_index.numel() if num_uses is None else num_uses  # so that no shape depends on data
         assert_later((image_index < num_images).all(), "some rows show images that are not there")
     elif image_index.numel() and int(image_index.max()) >= num_images:
         row = int((image_index >= num_images).any(dim=1).nonzero()[0])
@@ -53,7 +51,7 @@ def check_placeholders(
     features: torch.Tensor | None,
     image_index: torch.Tensor | None,
     num_query_tokens: int,
-    wait: bool = True,
+    sizes_known: bool = False,
 ) -> None:
     """Refuse rows without exactly one placeholder per query output of their images.
 
@@ -61,7 +59,7 @@ def check_placeholders(
         is_image: (rows, seq) True at placeholders.
         features: (uses, query, llm_hidden) of all images, or None.
         image_index: as in `find_uses`.
-        wait: for what is on the device. Without, rows that do not fit are found by `assert_later`, which names none.
+        sizes_known: to the host, which then does not wait for a GPU: what does not fit is found by `assert_later`.
 
     Raises:
         ValueError: naming the first sample that does not fit, and both counts.
@@ -77,7 +75,7 @@ def check_placeholders(
         raise ValueError(f"image_index has {len(expected)} rows for {len(found)} prompts")
     if features is not None and image_index is None and len(features) != len(found):
         raise ValueError(f"{len(features)} images for {len(found)} prompts: pass image_index")
-    if not wait:
+    if not _may_look(found, sizes_known):
         assert_later((found == expected).all(), "some rows have more or fewer placeholders than their images need")
     elif not torch.equal(found, expected):
         row = int((found != expected).nonzero()[0])
@@ -85,3 +83,8 @@ def check_placeholders(
             f"sample {row} has {int(found[row])} image placeholders and its images need {int(expected[row])}: "
             f"put {num_query_tokens} placeholder tokens per image into its prompt (the processor does)"
         )
+
+
+def _may_look(tensor: torch.Tensor, sizes_known: bool) -> bool:
+    """Whether to read values, so that an error can name the sample: not of a GPU that need not be waited for."""
+    return not torch.compiler.is_compiling() and (not sizes_known or tensor.device.type == "cpu")

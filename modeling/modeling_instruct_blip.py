@@ -297,7 +297,7 @@ class InstructBLIPForConditionalGeneration(
         inputs_embeds: torch.Tensor | None,
         image_index: torch.Tensor | None,
         features: torch.Tensor | None,
-        wait: bool = True,
+        sizes_known: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Text embeddings with image features in the placeholders' places, the mask, and where the placeholders are."""
         embed = self.get_input_embeddings()
@@ -324,8 +324,7 @@ class InstructBLIPForConditionalGeneration(
             is_image = (inputs_embeds == embed(torch.tensor(image_token, device=inputs_embeds.device))).all(dim=-1)
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        wait = (wait or is_image.device.type == "cpu") and not torch.compiler.is_compiling()
-        check_placeholders(is_image, features, image_index, self.config.num_query_tokens, wait)
+        check_placeholders(is_image, features, image_index, self.config.num_query_tokens, sizes_known)
         if features is not None:
             # Not masked_scatter, whose backward pass waits for the device.
             features = features.to(device=inputs_embeds.device, dtype=inputs_embeds.dtype).flatten(0, 1)
@@ -336,21 +335,19 @@ class InstructBLIPForConditionalGeneration(
         return inputs_embeds, attention_mask, is_image
 
     def _check_length(self, attention_mask: torch.Tensor) -> None:
-        length = attention_mask.shape[1]
         text_config = self.config.text_config
         positions = None if self.config.is_encoder_decoder else getattr(text_config, "max_position_embeddings", None)
-        if positions is not None and length > positions and torch.compiler.is_compiling():
-            fits = attention_mask.sum(dim=1).max() <= positions
-            assert_later(fits, f"a prompt is longer than the {positions} positions of the language model")
-        elif (
-            positions is not None
-            and length > positions
-            and (length := int(attention_mask.sum(dim=1).max())) > positions
-        ):
-            raise ValueError(
-                f"a prompt of {length} tokens is longer than the {positions} positions of the language model "
-                f"({text_config.model_type}): shorten it or pass max_length to the processor"
-            )
+        if positions is not None and attention_mask.shape[1] > positions:
+            longest = attention_mask.sum(dim=1).max()
+            if torch.compiler.is_compiling():
+                assert_later(
+                    longest <= positions, f"a prompt is longer than the {positions} positions of the language model"
+                )
+            elif longest > positions:
+                raise ValueError(
+                    f"a prompt of {int(longest)} tokens is longer than the {positions} positions of the language model "
+                    f"({text_config.model_type}): shorten it or pass max_length to the processor"
+                )
         if self.config.is_encoder_decoder and self.language_model.dtype == torch.float16:
             logger.warning_once("T5 overflows in float16: load the model with dtype=torch.bfloat16")
 
@@ -390,7 +387,7 @@ class InstructBLIPForConditionalGeneration(
         nothing = self._no_image() if features is None and self.is_sharded else None
         pooled = None if features is None else features.pooler_output
         embeds, mask, is_image = self._merge(
-            input_ids, attention_mask, inputs_embeds, image_index, pooled, wait=not sizes
+            input_ids, attention_mask, inputs_embeds, image_index, pooled, sizes_known=bool(sizes)
         )
         embeds = embeds if nothing is None else embeds + nothing.to(embeds.dtype)
         self._check_length(mask)

@@ -15,7 +15,8 @@ from .packed_attention import PackedRowsMask
 # Decoders whose attention is plain (causal, full, no bias of its own) and goes through transformers' attention
 # interface, so that masks, positions and caches of ours reach it. tests/modeling/test_language_models.py runs each.
 PLAIN_DECODERS = frozenset({"gpt2", "llama", "mistral", "opt", "qwen2", "qwen3"})
-# Encoder-decoders whose masks are those of transformers, so that one made before is taken as it is; tested likewise.
+# Encoder-decoders whose masks are transformers' own, which take one that was made before as it is.
+# tests/modeling/test_static_sizes.py runs each.
 PLAIN_ENCODERS = frozenset({"mt5", "t5", "umt5"})
 
 
@@ -162,9 +163,9 @@ def pack_rows(
     places = places_of(real, tokens)
     row = places // seq
     lengths = real.sum(dim=1, keepdim=True)
+    positions = positions_from_mask(attention_mask)
     # The column of each token in its row without padding, which comes after.
-    columns = torch.where(real, real.cumsum(dim=1), lengths + (~real).cumsum(dim=1)) - 1
-    columns = columns.flatten()[places]
+    columns = torch.where(real, positions, lengths + (~real).cumsum(dim=1) - 1).flatten()[places]
     if tokens is None:
         longest = int(lengths.max())
     elif longest is None:
@@ -180,7 +181,7 @@ def pack_rows(
     return PackedRows(
         inputs_embeds=inputs_embeds.flatten(0, 1).index_select(0, places)[None],
         attention_mask=mask,
-        position_ids=positions_from_mask(attention_mask).flatten()[places][None],
+        position_ids=positions.flatten()[places][None],
         labels=next_labels(labels, attention_mask).flatten()[places][None],
     )
 

@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from .feature_cache import CachingCollator, FeatureCache, KeepFeatures, encoder, leave_images_encoded
+from .feature_cache import FeatureCache, KeepFeatures, encoder, leave_images_encoded
 from .image_sampler import ImageSampler
-from .random_crops import RandomCropCollator
+from .random_crops import EpochCollator, RandomCropCollator
 
 
 class EncodeOnceMixin(Trainer):
@@ -61,7 +61,7 @@ class EncodeOnceMixin(Trainer):
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
         collator = self.data_collator
-        if isinstance(collator, (CachingCollator, RandomCropCollator)) and not is_training:
+        if isinstance(collator, EpochCollator) and not is_training:
             self.data_collator = collator.for_evaluation()
         try:
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)

@@ -23,7 +23,7 @@ from instructblip.processing import InstructBLIPCollator, InstructBLIPProcessor
 from instructblip.processing.image_loading import image_key, is_image_source, open_image
 
 from .feature_store import FeatureStore
-from .random_crops import image_digest, random_crop
+from .random_crops import EpochCollator, digest_of, random_crop
 from .sharding import whole
 
 logger = logging.get_logger(__name__)
@@ -133,7 +133,7 @@ class FeatureCache:
         return batch
 
 
-class CachingCollator:
+class CachingCollator(EpochCollator):
     """Collates like the collator that it wraps, but with the features of images that are in the cache.
 
     A batch has `image_embeds` (found, patches, hidden), `pixel_values` (not found, 3, height, width), and for
@@ -146,17 +146,8 @@ class CachingCollator:
     """
 
     def __init__(self, collator: InstructBLIPCollator, store: FeatureStore, views: int = 1):
-        self.collator, self.store, self.views = collator, store, views
-        # Shared memory: persistent workers hold a copy of this object and must still see a new epoch.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._epoch.share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take the next view of each image, in all workers."""
-        self._epoch[0] = epoch
+        super().__init__(collator)
+        self.store, self.views = store, views
 
     def for_evaluation(self) -> CachingCollator:
         """The same for evaluations, which see images as they are."""
@@ -241,10 +232,7 @@ class BatchImages:
         key = image_key(source)
         if key not in self._by_source:
             self._sources.append(source)
-            digest = image_digest(source)
-            if digest is None:
-                open_image(source, described)  # which says what is wrong with it
-                raise ValueError(f"{described} cannot be read")
+            digest = digest_of(source, described)
             view = (self.epoch + int(digest[:8], 16)) % self.views
             name = f"{digest}-{view}"
             if name not in self._by_name:

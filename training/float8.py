@@ -81,9 +81,8 @@ class _Product(torch.autograd.Function):
 
 def to_float8_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows, columns) in float8, and float32 scales (rows, 1) to multiply it with."""
-    scale = (
-        matrix.abs().amax(dim=1, keepdim=True).float().clamp(min=torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
-    )
+    largest = matrix.abs().amax(dim=1, keepdim=True).float()
+    scale = (largest / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
     return (matrix.float() / scale).clamp(-LARGEST, LARGEST).to(FLOAT8), scale
 
 

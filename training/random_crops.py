@@ -15,7 +15,28 @@ from instructblip.processing.collator import sample_name
 from instructblip.processing.image_loading import is_image_source, open_image
 
 
-class RandomCropCollator:
+class EpochCollator:
+    """A collator around another, told each epoch's number in all workers."""
+
+    def __init__(self, collator: Any):
+        self.collator = collator
+        # Shared memory: persistent workers hold a copy of this object and must still see a new epoch.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew, or take the next view of each image, from here on."""
+        self._epoch[0] = epoch
+
+    def for_evaluation(self) -> Any:
+        """A collator of images as they are."""
+        return self.collator
+
+
+class RandomCropCollator(EpochCollator):
     """Collates like the collator that it wraps, with a random crop in place of each image.
 
     Seed, epoch and the image's content decide the crop, so that the samples of an image share it and its features. The
@@ -28,21 +49,8 @@ class RandomCropCollator:
     """
 
     def __init__(self, collator: Callable[[Sequence[dict[str, Any]]], Any], seed: int = 0):
-        self.collator, self.seed = collator, seed
-        # Shared memory: persistent workers hold a copy of this object and must still see a new epoch.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._epoch.share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other crops, in all workers."""
-        self._epoch[0] = epoch
-
-    def for_evaluation(self) -> Callable[[Sequence[dict[str, Any]]], Any]:
-        """The collator of images as they are."""
-        return self.collator
+        super().__init__(collator)
+        self.seed = seed
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> Any:
         """Collate samples, as the collator does.
@@ -72,7 +80,7 @@ class RandomCropCollator:
     ) -> list[Image.Image]:
         """The crops of a sample's images; one that is in `cropped` is the same object."""
         described = [f"image {number} of {name}" for number in range(len(sources))]
-        digests = [_digest(*pair) for pair in zip(sources, described, strict=True)]
+        digests = [digest_of(*pair) for pair in zip(sources, described, strict=True)]
         made = []
         for source, digest, called in zip(sources, digests, described, strict=True):
             deciding = digests[0] if alike else digest
@@ -83,7 +91,12 @@ class RandomCropCollator:
         return made
 
 
-def _digest(source: Any, described: str) -> str:
+def digest_of(source: Any, described: str) -> str:
+    """`image_digest`.
+
+    Raises:
+        ValueError: the image cannot be read; says why, and calls it what `described` says.
+    """
     digest = image_digest(source)
     if digest is None:
         open_image(source, described)  # which says what is wrong with it
