@@ -28,7 +28,7 @@ from arithmetic import count_operations, matrix_rate
 from comparisons import Comparison, Row
 from model_pairs import LANGUAGES, SIZES, Setting, new_pair
 from report import as_markdown
-from timing import CLOCKS, Ratio, alternate
+from timing import CLOCKS, alternate, ratios_of
 
 TIMED_ROWS: list[Row] = [*training_rows.ROWS, *generation_rows.ROWS, *ranking_rows.ROWS]
 ROW_NAMES = [*(row.name for row in TIMED_ROWS), "memory"]
@@ -87,10 +87,7 @@ def _time_rows(rows: list[Row], language: str, training: bool, arguments: argpar
         comparison = row.prepare(pair)
         equal = comparison.check()
         seconds = alternate(comparison.contestants, arguments.repetitions, arguments.clock, setting.synchronize)
-        ratios = {name: Ratio.of(seconds["peer"], taken) for name, taken in seconds.items() if name != "peer"}
-        for name, best in (("ours", "peer tuned"), ("ours compiled", "peer compiled")):
-            if name in seconds and best in seconds:
-                ratios[f"{name} over {best.removeprefix('peer ')}"] = Ratio.of(seconds[best], seconds[name])
+        ratios = ratios_of(seconds)
         print("  " + ", ".join(f"{name} {ratio}" for name, ratio in ratios.items()), file=sys.stderr, flush=True)
         timed.append(
             {
@@ -120,15 +117,11 @@ def _rates(comparison: Comparison, seconds: dict[str, list[float]], arguments: a
     ours = next(contestant for contestant in comparison.contestants if contestant.name == "ours")
     operations = count_operations(ours.parts[0][0])
     best = min(statistics.median(seconds[name]) for name in ("ours", "ours compiled") if name in seconds)
-    share = operations / best / _matrix_rate(arguments)
+    rate = matrix_rate(arguments.device, getattr(torch, arguments.dtype), arguments.clock)
     return (
         f"samples a second: {shown}; ours computes {operations / 1e9:.4g} GFLOP in matrix products a step, "
-        f"{share:.0%} of the measured matrix rate"
+        f"{operations / best / rate:.0%} of the measured matrix rate of {rate / 1e12:.3g} TFLOP/s"
     )
-
-
-def _matrix_rate(arguments: argparse.Namespace) -> float:
-    return matrix_rate(arguments.device, getattr(torch, arguments.dtype), arguments.clock)
 
 
 def _measure_memory(language: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -155,7 +148,6 @@ def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "matrix rate, TFLOP/s": f"{_matrix_rate(arguments) / 1e12:.3g}",
         "size": arguments.size,
         "dtype": arguments.dtype,
         "clock": arguments.clock,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from timing import Ratio
@@ -11,6 +12,8 @@ RATIOS = {
     "peer tuned": "Peer tuned",
     "ours": "Ours",
     "ours over tuned": "Ours over tuned peer",
+    "ours cached": "Ours, cached",
+    "ours cached over tuned": "Cached over tuned peer",
     "peer compiled": "Peer compiled",
     "ours compiled": "Ours compiled",
     "ours compiled over compiled": "Ours over peer, both compiled",
@@ -33,16 +36,24 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def _timing_table(rows: list[dict[str, Any]]) -> str:
-    columns = {name: title for name, title in RATIOS.items() if any(name in row["ratios"] for row in rows)}
-    titles = ["Row", "LLM", "Peer, s", *columns.values(), "Equal results"]
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    for row in rows:
-        seconds = sorted(row["seconds"]["peer"])
-        ratios = [str(Ratio(**row["ratios"][name])) if name in row["ratios"] else "-" for name in columns]
-        cells = [row["title"], row["language"], f"{seconds[len(seconds) // 2]:.3f}", *ratios, row["equal"]]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines = timing_table(rows, "Row", "Peer, s")
     notes = dict.fromkeys(f"{row['title']} ({row['language']}): {row['note']}." for row in rows if row["note"])
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes)
+
+
+def timing_table(rows: list[dict[str, Any]], work: str, seconds: str) -> list[str]:
+    """Lines of a table: the peer's seconds, all ratios that a row has, and how equal the results are.
+
+    `work` and `seconds` are the titles of the first column and of the peer's.
+    """
+    columns = {name: title for name, title in RATIOS.items() if any(name in row["ratios"] for row in rows)}
+    titles = [work, "LLM", seconds, *columns.values(), "Equal results"]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for row in rows:
+        ratios = [str(Ratio(**row["ratios"][name])) if name in row["ratios"] else "-" for name in columns]
+        peer = f"{statistics.median(row['seconds']['peer']):.3f}"
+        lines.append("| " + " | ".join([row["title"], row["language"], peer, *ratios, row["equal"]]) + " |")
+    return lines
 
 
 def _memory_table(rows: list[dict[str, Any]]) -> str:

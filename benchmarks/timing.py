@@ -62,3 +62,16 @@ class Ratio:
 
     def __str__(self) -> str:
         return f"{self.median:.2f}x [{self.lowest:.2f}..{self.highest:.2f}]"
+
+
+# Contestants that are also compared with another peer than the one as documented.
+BEST_PEERS = {"ours": "peer tuned", "ours cached": "peer tuned", "ours compiled": "peer compiled"}
+
+
+def ratios_of(seconds: dict[str, list[float]]) -> dict[str, Ratio]:
+    """Of all contestants over the peer, and of ours over the best peer, as "ours over tuned"."""
+    ratios = {name: Ratio.of(seconds["peer"], taken) for name, taken in seconds.items() if name != "peer"}
+    for name, best in BEST_PEERS.items():
+        if name in seconds and best in seconds:
+            ratios[f"{name} over {best.removeprefix('peer ')}"] = Ratio.of(seconds[best], seconds[name])
+    return ratios

@@ -27,7 +27,8 @@ from batches import EQUAL, MIXED, QFORMER_TOKENS, VQA_LIKE
 from comparisons import tolerance
 from model_pairs import LANGUAGE, NUM_QUERY_TOKENS, SIZES, VISION, ModelPair, Setting, new_pair
 from PIL import Image
-from timing import CLOCKS, Ratio
+from report import timing_table
+from timing import CLOCKS, Ratio, ratios_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
@@ -203,7 +204,7 @@ class Runs:
         return InstructBLIPTrainer(
             self.pair.ours,
             InstructBLIPTrainingArguments(**shared),
-            data_collator=InstructBLIPCollator(self.processor, pad_to_multiple_of=None, bucketed=compiled),
+            data_collator=self.collator,
             train_dataset=self.samples,
             processing_class=self.processor,
         )
@@ -250,10 +251,7 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
             first = repetition % len(names)
             for name in [*names[first:], *names[:first]]:
                 seconds[name].append(runs.seconds_per_step(name))
-    ratios = {name: Ratio.of(seconds["peer"], taken) for name, taken in seconds.items() if name != "peer"}
-    for name, best in (("ours", "peer tuned"), ("ours cached", "peer tuned"), ("ours compiled", "peer compiled")):
-        if name in seconds and best in seconds:
-            ratios[f"{name} over {best.removeprefix('peer ')}"] = Ratio.of(seconds[best], seconds[name])
+    ratios = ratios_of(seconds)
     shown = ", ".join(f"{name} {ratio}" for name, ratio in ratios.items())
     print(f"{work.language} {work.title}: {shown}", file=sys.stderr, flush=True)
     ratios_as_dicts = {name: vars(ratio) for name, ratio in ratios.items()}
@@ -291,31 +289,18 @@ def measure_resumed(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     return {"unbroken": whole, "resumed": again, "start": start}
 
 
+def _samples(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {rate:.3g}" for name, rate in row["samples a second"].items())
+
+
 def as_markdown(report: dict[str, Any]) -> str:
-    columns = {
-        "peer again": "Peer again (A/A)",
-        "peer tuned": "Peer tuned",
-        "ours": "Ours",
-        "ours over tuned": "over tuned",
-        "ours cached": "Ours, cached",
-        "ours cached over tuned": "over tuned",
-        "peer compiled": "Peer compiled",
-        "ours compiled": "Ours compiled",
-        "ours compiled over compiled": "over compiled",
-    }
-    columns = {name: title for name, title in columns.items() if any(name in row["ratios"] for row in report["rows"])}
-    titles = ["Run", "LLM", "Peer, s/step", *columns.values(), "Samples a second", "Equal results"]
     lines = [
         f"Machine and setting: {', '.join(f'{name} {value}' for name, value in report['machine'].items())}.",
         "",
-        "| " + " | ".join(titles) + " |",
-        "|" + "---|" * len(titles),
+        *timing_table(report["rows"], "Run", "Peer, s/step"),
+        "",
+        *(f"- {row['title']} ({row['language']}): samples a second: {_samples(row)}." for row in report["rows"]),
     ]
-    for row in report["rows"]:
-        ratios = [str(Ratio(**row["ratios"][name])) if name in row["ratios"] else "-" for name in columns]
-        peer = f"{statistics.median(row['seconds']['peer']):.3f}"
-        samples = ", ".join(f"{name} {rate:.3g}" for name, rate in row["samples a second"].items())
-        lines.append("| " + " | ".join([row["title"], row["language"], peer, *ratios, samples, row["equal"]]) + " |")
     if RESUMED in report:
         times = report[RESUMED]
         ratio = Ratio.of(times["resumed"], times["unbroken"])

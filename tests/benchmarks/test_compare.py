@@ -1,16 +1,12 @@
 """The benchmark's command runs and its own checks of equal results can fail; nothing here looks at a time."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def compare(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def compare():
     import compare
 
     return compare

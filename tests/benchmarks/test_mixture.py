@@ -1,16 +1,12 @@
 """The benchmark's command runs and reads the same number of rows in all ways; nothing here looks at a time."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def mixture(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def mixture():
     import mixture
 
     return mixture

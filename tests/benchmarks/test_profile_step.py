@@ -1,15 +1,10 @@
 """The profile adds up and says of what kind each kernel is; nothing here looks at a time."""
 
-from pathlib import Path
-
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def profile_step(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def profile_step():
     import profile_step
 
     return profile_step

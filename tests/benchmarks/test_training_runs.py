@@ -2,16 +2,12 @@
 
 import argparse
 import json
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def training_runs(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def training_runs():
     import training_runs
 
     return training_runs
