@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, InstructBlipConfig, InstructBlipForConditionalGeneration
 
 from instructblip import InstructBLIPConfig, InstructBLIPForConditionalGeneration
+from instructblip.modeling.onednn_linear import use_onednn
 
 NUM_QUERY_TOKENS = 32
 
@@ -80,16 +82,20 @@ class Setting:
 class ModelPair:
     """Both models; they hold the same frozen tensors, and equal copies of the trained ones.
 
-    The compiled ones are the same models, or None.
+    The compiled ones are the same models, or None. The tuned peer is the peer, sharing all tensors, with the linear
+    layers that ours has where torch's are slow (`instructblip.modeling.onednn_linear`).
     """
 
     setting: Setting
     peer: InstructBlipForConditionalGeneration
     ours: InstructBLIPForConditionalGeneration
+    tuned_peer: InstructBlipForConditionalGeneration = field(init=False)
     compiled_peer: Any = field(init=False, default=None)
     compiled_ours: Any = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        self.tuned_peer = copy.deepcopy(self.peer, {id(tensor): tensor for tensor in self.peer.parameters()})
+        use_onednn(self.tuned_peer)
         if self.setting.compile is not None:
             torch.compiler.reset()
             self.compiled_peer = torch.compile(self.peer, mode=self.setting.compile)

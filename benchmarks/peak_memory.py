@@ -15,6 +15,8 @@ from model_pairs import Setting, new_peer, ours_like, prepare
 from torch import nn
 from training_rows import optimizer_of, train_step, tuned_inputs
 
+from instructblip.modeling.onednn_linear import use_onednn
+
 ROWS = 16
 MIB = 2**20
 
@@ -27,6 +29,8 @@ def measure(contestant: str, setting: Setting) -> dict[str, float]:
     model: nn.Module = peer
     bridge = {name for name, _ in ours.named_bridge_parameters()}
     inputs: dict[str, Any] = tuned_inputs(setting, batch) if contestant == "peer tuned" else batch.for_peer()
+    if contestant == "peer tuned":
+        use_onednn(peer)
     if contestant == "ours":
         ours.freeze_backbones()
         model, inputs = ours, batch.for_ours()

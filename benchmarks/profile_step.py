@@ -24,7 +24,7 @@ BATCHES = {"equal": EQUAL, "vqa": VQA_LIKE, "mixed": MIXED}
 KINDS = {  # the first that a name fits
     "optimizer": r"adam|multi_tensor|_foreach",
     "attention": r"flash|fmha|efficient_attention|scaled_dot_product|cudnn_attention|softmax",
-    "matrix products": r"gemm|nvjet|cutlass|xmma|\bmm\b|addmm|bmm|matmul|conv",
+    "matrix products": r"gemm|nvjet|cutlass|xmma|\bmm\b|addmm|bmm|matmul|linear|conv",
     "copies and fills": r"copy|memcpy|memset|fill|zero_|index|gather|scatter|\bcat\b|_to_",
     "normalization and activations": r"norm|gelu|silu|dropout|rsqrt|pow|mean",
 }

@@ -136,7 +136,7 @@ class _DecoderOnce:
     @torch.no_grad()
     def begin(self) -> None:
         """What is run once, however many candidates there are: the prompt's embeddings."""
-        peer, inputs = self.pair.peer, self.inputs
+        peer, inputs = self.pair.tuned_peer, self.inputs
         names = ("pixel_values", "qformer_input_ids", "qformer_attention_mask")
         features = peer.get_image_features(**{name: inputs[name] for name in names}).pooler_output
         embeds = peer.get_input_embeddings()(inputs["input_ids"])
@@ -145,10 +145,10 @@ class _DecoderOnce:
 
     def score(self, candidates: list[list[int]]) -> torch.Tensor:
         answers = _pad(candidates, self.pair.setting.device)
-        embedded = self.pair.peer.get_input_embeddings()(answers.clamp(min=0))
+        embedded = self.pair.tuned_peer.get_input_embeddings()(answers.clamp(min=0))
         prompt = self.embeds.expand(len(candidates), -1, -1)
         mask = torch.cat([answers.new_ones(prompt.shape[:2]), (answers != -100).long()], dim=1)
-        logits = self.pair.peer.language_model(
+        logits = self.pair.tuned_peer.language_model(
             inputs_embeds=torch.cat([prompt, embedded], dim=1),
             attention_mask=mask,
             logits_to_keep=answers.shape[1] + 1,
@@ -163,14 +163,14 @@ class _EncoderDecoderOnce(_DecoderOnce):
     @torch.no_grad()
     def begin(self) -> None:
         super().begin()
-        encoder = self.pair.peer.language_model.get_encoder()
+        encoder = self.pair.tuned_peer.language_model.get_encoder()
         self.encoded = encoder(
             inputs_embeds=self.embeds, attention_mask=self.inputs["attention_mask"]
         ).last_hidden_state
 
     def score(self, candidates: list[list[int]]) -> torch.Tensor:
         answers = _pad(candidates, self.pair.setting.device)
-        logits = self.pair.peer.language_model(
+        logits = self.pair.tuned_peer.language_model(
             encoder_outputs=BaseModelOutput(last_hidden_state=self.encoded.expand(len(candidates), -1, -1)),
             attention_mask=self.inputs["attention_mask"].expand(len(candidates), -1),
             decoder_input_ids=_shifted(answers),

@@ -62,11 +62,11 @@ def prepare(
     return Comparison(
         contestants(
             partial(train_step, pair.peer, peer_inputs, peer_optimizer, pair.setting),
-            partial(train_step, pair.peer, tuned, peer_optimizer, pair.setting),
+            partial(train_step, pair.tuned_peer, tuned, peer_optimizer, pair.setting),
             partial(train_step, pair.ours, ours_inputs, ours_optimizer, pair.setting),
             *compiled,
         ),
-        partial(check, pair, [peer_inputs, tuned], [(pair.ours, ours_inputs), (pair.compiled_ours, bucketed)]),
+        partial(check, pair, peer_inputs, tuned, [(pair.ours, ours_inputs), (pair.compiled_ours, bucketed)]),
         note=f"{len(lengths)} rows, {len(batch.pixel_values)} images, {padded} padded and {real} real prompt tokens"
         if pair.ours.config.is_encoder_decoder
         else f"{len(lengths)} rows, {len(batch.pixel_values)} images, {padded} padded and {real} real tokens",
@@ -75,12 +75,15 @@ def prepare(
 
 
 def check(
-    pair: ModelPair, peer_inputs: list[dict[str, Any]], ours_inputs: list[tuple[nn.Module | None, dict[str, Any]]]
+    pair: ModelPair,
+    peer_inputs: dict[str, Any],
+    tuned: dict[str, Any],
+    ours_inputs: list[tuple[nn.Module | None, dict[str, Any]]],
 ) -> str:
     """Compare losses and gradients without dropout, which no two models draw alike."""
-    expected, gradients = _loss_and_gradients(pair, pair.peer, peer_inputs[0])
+    expected, gradients = _loss_and_gradients(pair, pair.peer, peer_inputs)
     worst_loss, worst_gradient = 0.0, 0.0
-    others: list[tuple[nn.Module, dict[str, Any]]] = [(pair.peer, inputs) for inputs in peer_inputs[1:]]
+    others: list[tuple[nn.Module, dict[str, Any]]] = [(pair.tuned_peer, tuned)]
     # In eval mode ours would also return all logits; training computes those of the answers only.
     others += [(model, {**inputs, "skip_logits": True}) for model, inputs in ours_inputs if model is not None]
     for model, inputs in others:

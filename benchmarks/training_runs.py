@@ -125,7 +125,7 @@ class PeerCollator:
         batch = dict(self.collator(samples))
         del batch["sizes"]
         batch["pixel_values"] = batch["pixel_values"][batch.pop("image_index")[:, 0]]
-        if self.tuned:
+        if self.tuned and not self.collator.processor.is_encoder_decoder:
             shifted = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
             columns = (shifted != -100).any(dim=0)
             batch.update(logits_to_keep=columns, shift_labels=shifted[:, columns], use_cache=False)
@@ -198,7 +198,8 @@ class Runs:
         if contestant.startswith("peer"):
             collator = PeerCollator(self.collator, contestant == "peer tuned" or compiled)
             arguments = TrainingArguments(**shared)
-            return Trainer(self.pair.peer, arguments, data_collator=collator, train_dataset=self.samples)
+            peer = self.pair.tuned_peer if contestant == "peer tuned" else self.pair.peer
+            return Trainer(peer, arguments, data_collator=collator, train_dataset=self.samples)
         if contestant == "ours cached":
             shared |= dict(feature_cache=str(self.folder / "features"), feature_cache_dtype="float32")
         return InstructBLIPTrainer(
@@ -210,9 +211,8 @@ class Runs:
         )
 
     def contestants(self) -> list[str]:
-        tuned = ["peer tuned"] if self.work.language == "llama" else []
         compiled = ["peer compiled", "ours compiled"] if self.options.compile else []
-        return ["peer", "peer again", *tuned, "ours", "ours cached", *compiled]
+        return ["peer", "peer again", "peer tuned", "ours", "ours cached", *compiled]
 
     def time(self, contestant: str, marks: set[int], resume: str | None = None, **changes: Any) -> StepClock:
         clock = StepClock(CLOCKS[self.options.clock], self.pair.setting.synchronize, marks)

@@ -33,6 +33,7 @@ from transformers.utils.hub import resolve_revision
 from .adapters import adapter_of
 from .configuration_instruct_blip import InstructBLIPConfig
 from .lean_blocks import make_lean
+from .onednn_linear import use_onednn
 from .packing import hook_head
 
 if TYPE_CHECKING:
@@ -246,6 +247,7 @@ class BackbonesMixin:
             model.name_or_path = config.name_or_path = release  # where PEFT looks, to name the model of its adapters
         bridge = cls.new_bridge(skeleton) if release is None else read_tensors(release, prefix="", **place, **hub)
         _load_bridge(model, bridge, vision, release)
+        use_onednn(model)
         model.freeze_unread()
         if language is not None:
             model.generation_config = _generation_config(model, release, place, hub)

@@ -29,6 +29,7 @@ from .headless import Headless
 from .image_uses import check_placeholders, find_uses
 from .lean_blocks import make_lean
 from .modeling_qformer import InstructBLIPQFormerModel
+from .onednn_linear import use_onednn
 from .packing import (
     PLAIN_ENCODERS,
     align,
@@ -114,6 +115,10 @@ class InstructBLIPPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _no_split_modules = ["InstructBLIPQFormerLayer", "InstructBLIPQFormerEmbeddings", "InstructBlipEncoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
+
+    def post_init(self) -> None:
+        super().post_init()
+        use_onednn(self)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

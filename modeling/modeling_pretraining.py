@@ -23,6 +23,7 @@ from .configuration_instruct_blip import InstructBLIPConfig, InstructBLIPQFormer
 from .gather_ranks import gather_numbers, gather_rows, gather_text, rank_and_size
 from .modeling_instruct_blip import InstructBLIPPreTrainedModel
 from .modeling_qformer import InstructBLIPQFormerModel
+from .onednn_linear import linear
 from .stage_weights import bert_sizes, copy_bert
 from .vision_tower import VisionTowerMixin
 
@@ -90,7 +91,7 @@ class InstructBLIPLanguageModelingHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """(..., hidden) and the word embeddings (vocabulary, hidden) -> (..., vocabulary) logits."""
-        return functional.linear(self.LayerNorm(self.activation(self.dense(hidden))), words, self.bias)
+        return linear(self.LayerNorm(self.activation(self.dense(hidden))), words, self.bias)
 
 
 class InstructBLIPForPreTraining(VisionTowerMixin, BackbonesMixin, InstructBLIPPreTrainedModel):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from instructblip.modeling import InstructBLIPForConditionalGeneration
+from instructblip.modeling.onednn_linear import OneDNNLinear
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
@@ -121,7 +122,7 @@ def hold_in_float8(model: InstructBLIPForConditionalGeneration) -> None:
         (parent, name, child)
         for parent in model.language_model.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear and child is not head
+        if type(child) in (nn.Linear, OneDNNLinear) and child is not head
     ]
     layers = [layer for layer in layers if not (layer[2].in_features % MULTIPLE or layer[2].out_features % MULTIPLE)]
     if not layers:

@@ -51,6 +51,18 @@ def test_matrix_products_are_counted(compare):
     assert count_operations(lambda: (left @ right).sum().backward()) == 2 * (2 * 3 * 4 * 5)
 
 
+def test_products_by_onednn_are_counted(compare, monkeypatch):
+    import torch
+    from arithmetic import count_operations
+
+    from instructblip.modeling import onednn_linear
+
+    monkeypatch.setattr(onednn_linear, "mkl_is_slow", lambda: torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(onednn_linear, "SMALLEST", 1)
+    hidden, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 4)
+    assert count_operations(lambda: onednn_linear.linear(hidden, weight).sum().backward()) == 2 * (2 * 2 * 3 * 4 * 5)
+
+
 def test_a_row_that_does_not_exist_is_named(compare):
     with pytest.raises(SystemExit, match="no row is called nothing"):
         compare.main(["--rows", "nothing"])

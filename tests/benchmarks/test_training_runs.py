@@ -18,9 +18,9 @@ def test_both_trainers_do_the_same_work_and_a_run_is_resumed(training_runs, tmp_
     options = ["--size=tiny", "--repetitions=1", "--steps=2", f"--output={output}"]
     training_runs.main(["--rows", "llama-mixed", "t5-shared", "resumed", *options])
     report = json.loads(output.read_text())
-    mixed, shared = report["rows"]
-    assert list(mixed["seconds"]) == ["peer", "peer again", "peer tuned", "ours", "ours cached"]
-    assert list(shared["seconds"]) == ["peer", "peer again", "ours", "ours cached"]
+    assert len(report["rows"]) == 2
+    for row in report["rows"]:
+        assert list(row["seconds"]) == ["peer", "peer again", "peer tuned", "ours", "ours cached"]
     assert len(report["resumed"]["resumed"]) == 1
     printed = capsys.readouterr().out
     assert "A/A" in printed

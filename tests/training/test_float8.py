@@ -92,7 +92,7 @@ def test_a_model_gives_about_the_same_loss_and_gradients(in_float8, language, wi
     wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     hold_in_float8(model)
-    assert type(model.get_output_embeddings()) is nn.Linear
+    assert isinstance(model.get_output_embeddings(), nn.Linear)
     held = [name for name, module in model.named_modules() if isinstance(module, Float8Linear)]
     assert held
     assert all(name.startswith("language_model.") for name in held)

@@ -175,7 +175,7 @@ def test_two_processes_go_on_alike(settings):
     for data in ("rows", "endless"):
         unbroken, killed = (settings(f"{name}-two-{data}", data=data, max_steps=6) for name in ("unbroken", "killed"))
         assert two_processes(unbroken) == [0, 0], said(unbroken)
-        assert two_processes(killed, event=150)[0] == KILLED
+        assert two_processes(killed, event=200)[0] == KILLED
         assert two_processes(killed, resume=True) == [0, 0], said(killed)
         for rank in (0, 1):
             same_steps(killable_run.lines(killed["record"], rank), killable_run.lines(unbroken["record"], rank))
