@@ -1,7 +1,7 @@
 """Linear layers in float32 on CPUs where those of torch are slow; their results differ by rounding alone.
 
 On x86 torch multiplies float32 matrices with Intel's MKL, which does not use the AVX-512 of AMD's CPUs. oneDNN, which
-torch also holds and uses for bfloat16, does: on a Zen 5 it is 2.2 times as fast (`benchmarks/products.py`).
+torch also holds and uses for bfloat16, does (Zen 5: benchmarks/README.md, "Matrix products").
 """
 
 from __future__ import annotations

@@ -139,15 +139,9 @@ class LookUp:
         self.store, self.views, self.processor = cache.store, cache.views, processor
 
     def __call__(self, rows: Sequence[tuple[str, list[Any]]]) -> tuple[int, list[str], torch.Tensor | None]:
-        names: list[str] = []
-        pixels: list[torch.Tensor] = []
-        seen = 0
-        for epoch in range(self.views):  # each takes another view
-            images = BatchImages(self.store, self.processor, self.views, epoch)
-            for called, sources in rows:
-                for number, source in enumerate(sources):
-                    images.add(source, f"image {number} of {called}")
-            seen += len(images.names)
-            names += images.missing
-            pixels += images.pixels
-        return seen, names, torch.cat(pixels) if pixels else None
+        images = BatchImages(self.store, self.processor, self.views)
+        for called, sources in rows:
+            for number, source in enumerate(sources):
+                for epoch in range(self.views):  # each takes another view
+                    images.add(source, f"image {number} of {called}", epoch)
+        return len(images.names), images.missing, torch.cat(images.pixels) if images.pixels else None

@@ -161,7 +161,7 @@ class CachingCollator(EpochCollator):
         """
         if any(feature.get("image_embeds") is not None for feature in features):
             return self.collator(features)  # the user's own features
-        images = BatchImages(self.store, self.collator.processor, self.views, int(self._epoch[0]))
+        images = BatchImages(self.store, self.collator.processor, self.views)
         replaced = [self._with_stand_ins(row, feature, images) for row, feature in enumerate(features)]
         batch = self.collator(replaced)
         if not images.names:
@@ -189,7 +189,8 @@ class CachingCollator(EpochCollator):
                 break
             identity = f" (id {feature['id']!r})" if feature.get("id") is not None else ""
             stand_ins = [
-                images.add(source, f"image {number} of sample {row}{identity}") for number, source in enumerate(sources)
+                images.add(source, f"image {number} of sample {row}{identity}", self.epoch_of(feature))
+                for number, source in enumerate(sources)
             ]
             rest = {name: kept for name, kept in feature.items() if name not in ("image", "images")}
             if rest.get("image_id") is None and rest.get("image_ids") is None:  # stand-ins say nothing of the images
@@ -206,16 +207,15 @@ class BatchImages:
         store: where features are looked up.
         processor: transforms images that were not found.
         views: how many views there are of each image.
-        epoch: which of them is taken; each image has its own first one.
     """
 
-    def __init__(self, store: FeatureStore, processor: InstructBLIPProcessor, views: int, epoch: int):
-        self.store, self.processor, self.views, self.epoch = store, processor, views, epoch
+    def __init__(self, store: FeatureStore, processor: InstructBLIPProcessor, views: int):
+        self.store, self.processor, self.views = store, processor, views
         self.names: list[str] = []
         self.found: list[torch.Tensor | None] = []
         self.pixels: list[torch.Tensor] = []  # of those that were not found
         self._sources: list[Any] = []  # keeps them alive, so that an id() is not given twice
-        self._by_source: dict[Hashable, torch.Tensor] = {}
+        self._by_source: dict[tuple[Hashable, int], torch.Tensor] = {}
         self._by_name: dict[str, torch.Tensor] = {}
 
     @property
@@ -223,17 +223,19 @@ class BatchImages:
         """The names of the images in `pixels`."""
         return [name for name, features in zip(self.names, self.found, strict=True) if features is None]
 
-    def add(self, source: Any, described: str) -> torch.Tensor:
-        """The stand-in of an image: a (1, 1) tensor with its number, the same object for the same image.
+    def add(self, source: Any, described: str, epoch: int) -> torch.Tensor:
+        """The stand-in of an image: a (1, 1) tensor with its number, the same object for the same view of an image.
+
+        Views take turns from epoch to epoch, and each image has its own first one.
 
         Raises:
             ValueError: it cannot be read; says why, and calls it what `described` says.
         """
-        key = image_key(source)
+        key = image_key(source), epoch
         if key not in self._by_source:
             self._sources.append(source)
             digest = digest_of(source, described)
-            view = (self.epoch + int(digest[:8], 16)) % self.views
+            view = (epoch + int(digest[:8], 16)) % self.views
             name = f"{digest}-{view}"
             if name not in self._by_name:
                 self._by_name[name] = torch.tensor([[float(len(self.names))]])

@@ -31,6 +31,11 @@ class EpochCollator:
         """Draw anew, or take the next view of each image, from here on."""
         self._epoch[0] = epoch
 
+    def epoch_of(self, feature: dict[str, Any]) -> int:
+        """The pass over its dataset that a sample belongs to, as the items of our datasets say it, or else the epoch."""
+        epoch = feature.get("epoch")
+        return epoch if isinstance(epoch, int) else int(self._epoch[0])
+
     def for_evaluation(self) -> Any:
         """A collator of images as they are."""
         return self.collator
@@ -39,9 +44,7 @@ class EpochCollator:
 class RandomCropCollator(EpochCollator):
     """Collates like the collator that it wraps, with a random crop in place of each image.
 
-    Seed, epoch and the image's content decide the crop, so that the samples of an image share it and its features. The
-    epoch is a sample's own, as the items of our datasets have it, whose passes need not end together, or else that of
-    `set_epoch`. Images of one `image_id`, the frames of a clip, are cut alike, as the first of them decides.
+    Seed, epoch and the image's content decide the crop, so that the samples of an image share it and its features. Images of one `image_id`, the frames of a clip, are cut alike, as the first of them decides.
 
     Args:
         collator: of samples with `image` or `images`; `image_embeds` stay as they are.
@@ -61,8 +64,7 @@ class RandomCropCollator(EpochCollator):
         cropped: dict[tuple[str, str, int], Image.Image] = {}
         replaced = []
         for row, feature in enumerate(features):
-            name, epoch = sample_name(row, feature), feature.get("epoch")
-            epoch = epoch if isinstance(epoch, int) else int(self._epoch[0])
+            name, epoch = sample_name(row, feature), self.epoch_of(feature)
             crops: dict[str, Any] = {}
             for key in ("image", "images"):
                 value = feature.get(key)

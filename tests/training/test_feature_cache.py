@@ -350,6 +350,22 @@ def test_views_take_turns_and_evaluations_see_the_image_itself(cache, model, pro
     torch.testing.assert_close(kept.complete(collate.for_evaluation()([row]), encode)["image_embeds"], plain)
 
 
+def test_views_follow_a_samples_own_pass_as_an_endless_stream_has_no_epochs(cache, model, processor, tmp_path):
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    row = {"image": large, "instruction": "is there a dog ?", "response": "no"}
+    encode, counts = counting_encoder(model)
+    kept = cache(views=3)
+    collate = kept.collator(InstructBLIPCollator(processor))
+    batch = kept.complete(collate([{**row, "epoch": epoch} for epoch in (0, 1, 2, 3)]), encode)
+    assert counts == [3]
+    assert batch["image_index"].flatten().tolist() == [0, 1, 2, 0]
+    first = batch["image_embeds"]
+    assert len(torch.unique(first, dim=0)) == 3
+    collate.set_epoch(1)
+    again = kept.complete(collate([{**row, "epoch": 2}, row]), encode)
+    torch.testing.assert_close(again["image_embeds"], first[[2, 1]], atol=1e-2, rtol=1e-2)
+
+
 def test_workers_look_up_what_the_training_process_has_written(cache, model, processor, samples):
     encode, counts = counting_encoder(model)
     kept = cache()
