@@ -48,7 +48,8 @@ def _attend(
 
     def unpack(packed: torch.Tensor) -> torch.Tensor:
         tokens = packed[0].transpose(0, 1)  # (tokens, heads, head_dim)
-        tokens = tokens.new_zeros(rows * longest, *tokens.shape[1:]).index_copy(0, places, tokens)
+        # Not index_copy, which would keep the tokens for its backward pass.
+        tokens = tokens.new_zeros(rows * longest, *tokens.shape[1:]).index_put((places,), tokens)
         return tokens.unflatten(0, (rows, longest)).transpose(1, 2)
 
     # Padding follows a row's last token, so causal attention never reaches it.

@@ -32,7 +32,7 @@ class EpochCollator:
         self._epoch[0] = epoch
 
     def epoch_of(self, feature: dict[str, Any]) -> int:
-        """The pass over its dataset that a sample belongs to, as the items of our datasets say it, or else the epoch."""
+        """The pass over its dataset that a sample belongs to, where it says so as those of our datasets do, or the epoch."""
         epoch = feature.get("epoch")
         return epoch if isinstance(epoch, int) else int(self._epoch[0])
 
@@ -44,7 +44,8 @@ class EpochCollator:
 class RandomCropCollator(EpochCollator):
     """Collates like the collator that it wraps, with a random crop in place of each image.
 
-    Seed, epoch and the image's content decide the crop, so that the samples of an image share it and its features. Images of one `image_id`, the frames of a clip, are cut alike, as the first of them decides.
+    Seed, epoch and the image's content decide the crop, so that the samples of an image share it and its features.
+    Images of one `image_id`, the frames of a clip, are cut alike, as the first of them decides.
 
     Args:
         collator: of samples with `image` or `images`; `image_embeds` stay as they are.

@@ -28,6 +28,18 @@ def test_packed_rows_attend_as_under_a_dense_mask(mask):
         torch.testing.assert_close(gradient, wanted)
 
 
+def test_packed_tokens_are_not_kept_beside_the_rows_that_they_fill():
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    packed = pack_rows(torch.zeros(2, 3, 4), mask, torch.full_like(mask, -100)).attention_mask
+    query, key, value = (torch.randn(1, 2, 5, 8, requires_grad=True) for _ in range(3))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        scaled_dot_product_attention(query, key, value, attn_mask=packed)
+    tokens = {tensor.untyped_storage().data_ptr() for tensor in (query, key, value)}
+    assert kept
+    assert not [tensor for tensor in kept if tensor.untyped_storage().data_ptr() in tokens]
+
+
 def test_taken_for_a_dense_mask_it_gives_nan():
     packed = pack_rows(torch.zeros(2, 3, 4), torch.ones(2, 3), torch.full((2, 3), -100)).attention_mask
     assert packed.shape == (1, 1, 6, 6)
