@@ -32,7 +32,7 @@ class EpochCollator:
         self._epoch[0] = epoch
 
     def epoch_of(self, feature: dict[str, Any]) -> int:
-        """The pass over its dataset that a sample belongs to, where it says so as those of our datasets do, or the epoch."""
+        """The pass over its dataset that a sample belongs to, as items of our datasets say; else the epoch."""
         epoch = feature.get("epoch")
         return epoch if isinstance(epoch, int) else int(self._epoch[0])
 
