@@ -1,4 +1,7 @@
-"""How fast a device multiplies matrices, and how much of that a piece of work is."""
+"""How fast a device multiplies matrices, and how much of that a piece of work is.
+
+`python benchmarks/arithmetic.py` compares torch's linear layers with ours on this CPU.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from instructblip.modeling.onednn_linear import linear
 
+SHAPES = [  # rows, inputs and outputs, as in the toys' steps and beams
+    (2056, 384, 1536),
+    (534, 512, 1536),
+    (136, 512, 32128),
+    (40, 512, 2048),
+    (5, 512, 32000),
+    (5, 512, 2048),
+    (1, 512, 2048),
+]
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the matrices: large enough for the highest rate
 
 
@@ -40,3 +52,33 @@ def count_operations(work: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         work()
     return counter.get_total_flops()
+
+
+def products_table() -> str:
+    """GFLOP/s of `nn.functional.linear` and of ours, and of their gradients, on one thread in float32."""
+    torch.set_num_threads(1)
+    lines = [
+        "| Rows, inputs, outputs | torch | ours | gradient of inputs: torch | ours | of weights: torch | ours |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for rows, inputs, outputs in SHAPES:
+        hidden = torch.randn(rows, inputs, requires_grad=True)
+        weight = torch.randn(outputs, inputs, requires_grad=True)
+        gradient = torch.randn(rows, outputs)
+        rates = []
+        for wanted in (None, hidden, weight):
+            for multiply in (torch.nn.functional.linear, linear):
+                output = multiply(hidden, weight)
+                names = {"multiply": multiply, "hidden": hidden.detach(), "weight": weight.detach()}
+                names |= {"grad": torch.autograd.grad, "output": output, "wanted": wanted, "gradient": gradient}
+                work = "multiply(hidden, weight)"
+                if wanted is not None:
+                    work = "grad(output, wanted, gradient, retain_graph=True)"
+                seconds = Timer(work, globals=names).blocked_autorange(min_run_time=0.3).median
+                rates.append(2e-9 * rows * inputs * outputs / seconds)
+        lines.append(f"| {rows} x {inputs} x {outputs} | " + " | ".join(f"{rate:.0f}" for rate in rates) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(products_table())

@@ -63,6 +63,15 @@ def test_products_by_onednn_are_counted(compare, monkeypatch):
     assert count_operations(lambda: onednn_linear.linear(hidden, weight).sum().backward()) == 2 * (2 * 2 * 3 * 4 * 5)
 
 
+def test_rates_of_products_are_told(compare, monkeypatch):
+    import arithmetic
+
+    monkeypatch.setattr(arithmetic, "SHAPES", [(8, 16, 32)])
+    *_, line = arithmetic.products_table().splitlines()
+    assert line.startswith("| 8 x 16 x 32 | ")
+    assert len(line.split("|")) == 9
+
+
 def test_a_row_that_does_not_exist_is_named(compare):
     with pytest.raises(SystemExit, match="no row is called nothing"):
         compare.main(["--rows", "nothing"])
