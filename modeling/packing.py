@@ -76,7 +76,8 @@ def next_labels(labels: torch.Tensor, attention_mask: torch.Tensor) -> torch.Ten
     real = attention_mask.bool()
     columns = torch.arange(length, device=labels.device).expand_as(labels).masked_fill(~real, length)
     following = columns.flip(1).cummin(dim=1).values.flip(1)  # the first real column from here on
-    following = nn.functional.pad(following[:, 1:], (0, 1), value=length)
+    # Not a pad with `length`, which would be compiled anew for each.
+    following = torch.cat([following[:, 1:], following.new_full((len(following), 1), length)], dim=1)
     shifted = nn.functional.pad(labels, (0, 1), value=-100).gather(1, following)
     return shifted.masked_fill(~real, -100)
 

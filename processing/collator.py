@@ -87,12 +87,17 @@ class InstructBLIPCollator:
 
     def _sizes(self, batch: BatchFeature) -> dict[str, int]:
         """What the host has to know for shapes that do not depend on what is on the device."""
-        lengths = batch["attention_mask"].sum(dim=1)
-        tokens, supervised = int(lengths.sum()), int((batch["labels"] != -100).sum())
-        uses = int((batch["image_index"] >= 0).sum()) if "image_index" in batch else 0
-        if self.bucketed:
-            return {"tokens": bucket(tokens, 4), "supervised": bucket(supervised), "uses": bucket(uses, 4)}
-        return {"tokens": tokens, "longest": int(lengths.max()), "supervised": supervised, "uses": uses}
+        real = {
+            "tokens": batch["attention_mask"] == 1,
+            "supervised": batch["labels"] != -100,
+            "uses": batch["image_index"] >= 0 if "image_index" in batch else torch.zeros(0),
+        }
+        sizes = {name: int(places.sum()) for name, places in real.items()}
+        if not self.bucketed:
+            return {**sizes, "longest": int(real["tokens"].sum(dim=1).max())}
+        # Not more than there are places, which would be another case to compile.
+        parts = {"tokens": 4, "supervised": 1, "uses": 4}
+        return {name: min(bucket(size, parts[name]), real[name].numel()) for name, size in sizes.items()}
 
     def _fill_buckets(self, batch: BatchFeature) -> None:
         """Pad rows on the right, where training has its padding, and repeat the last image, which no row then uses.

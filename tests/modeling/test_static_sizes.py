@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 LANGUAGES = ("t5", "llama", "gpt2")
 TOLERANCE = dict(atol=1e-5, rtol=1e-5)
@@ -89,6 +90,18 @@ def test_a_training_step_compiles_into_one_graph(language, bridge_model, make_ba
     torch.testing.assert_close(found.loss, expected.loss, **TOLERANCE)
     others = {name.removeprefix("_orig_mod."): gradient for name, gradient in others.items()}
     torch.testing.assert_close(others, gradients, **TOLERANCE)
+
+
+@pytest.mark.parametrize("language", ["t5", "llama"])
+def test_one_graph_serves_all_lengths(language, bridge_model, make_batch, mixed_rows):
+    model = bridge_model(language)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    for more, extra in enumerate((1, 4, 6, 11), start=1):
+        batch = make_batch(mixed_rows, language, labels=True, extra=extra)
+        compiled(**batch, sizes=sizes_of(batch, more), skip_logits=True)
+    assert counter.frame_count == 2  # the second is the one for all: the first took what it saw as fixed
 
 
 def test_what_compiles_has_no_padding_and_no_vocabulary_logits(bridge_model, make_batch, mixed_rows):

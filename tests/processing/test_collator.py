@@ -99,6 +99,8 @@ def test_bucketed_batches_have_few_shapes_and_the_same_content(make_processor, t
             assert (batch[name][:, length:] == (-100 if name == "labels" else 0)).all()
         assert torch.equal(batch["pixel_values"], expected["pixel_values"])
         assert all(size >= expected["sizes"][name] for name, size in batch["sizes"].items())
+        assert batch["sizes"]["tokens"] <= batch["input_ids"].numel()
+        assert batch["sizes"]["supervised"] <= batch["labels"].numel()
     assert len(shapes) < 0.7 * len(exact_shapes)
 
 
@@ -108,7 +110,7 @@ def test_a_bucket_of_images_repeats_the_last_one_which_nobody_uses(processor, ti
     assert len(batch["pixel_values"]) == 10
     assert torch.equal(batch["pixel_values"][9], batch["pixel_values"][8])
     assert batch["image_index"].tolist() == [list(range(9))]
-    assert batch["sizes"]["uses"] == 10
+    assert batch["sizes"]["uses"] == 9  # not 10: there is no tenth place
 
 
 def test_samples_with_the_same_image_id_share_its_pixels(collate, tiny_images):
