@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from .configuration_instruct_blip import InstructBLIPConfig
 from .generation_instruct_blip import GenerationAndRankingMixin
 from .headless import Headless
 from .image_uses import check_placeholders, find_uses
-from .lean_blocks import make_lean
+from .lean_blocks import make_lean, own_precision
 from .modeling_qformer import InstructBLIPQFormerModel
 from .onednn_linear import use_onednn
 from .packing import (
@@ -540,7 +541,7 @@ class InstructBLIPForConditionalGeneration(
             learned = places_of(packed.labels != -100, sizes.get("supervised"))
             prune = None if "output_hidden_states" in kwargs or torch.compiler.is_compiling() else learned
             pruned = last_feed_forward_at(self.language_model, prune, packed.labels.shape[1])
-            with logits_at(self.language_model, learned), pruned:
+            with logits_at(self.language_model, learned), pruned, self._precision(embeds):
                 outputs = self.language_model(
                     inputs_embeds=packed.inputs_embeds,
                     attention_mask=packed.attention_mask,
@@ -555,7 +556,7 @@ class InstructBLIPForConditionalGeneration(
             counted = mask if full_mask is None else full_mask
             kwargs["position_ids"] = positions_from_mask(counted)[:, -embeds.shape[1] :]
         learned = None if labels is None else places_of(labels != -100, sizes.get("supervised"))
-        with logits_at(self.language_model, learned if skip_logits else None):
+        with logits_at(self.language_model, learned if skip_logits else None), self._precision(embeds):
             outputs = self.language_model(
                 inputs_embeds=embeds, attention_mask=mask if full_mask is None else full_mask, **kwargs
             )
@@ -580,7 +581,7 @@ class InstructBLIPForConditionalGeneration(
         if sizes and config.model_type in PLAIN_ENCODERS and config._attn_implementation in ("sdpa", "eager"):
             # transformers takes a mask of four dimensions as it is; of others it looks whether they mask anything.
             mask = create_bidirectional_mask(config, embeds, mask, allow_is_bidirectional_skip=False)[:, :, :1]
-        with logits_at(self.language_model, learned if skip_logits else None):
+        with logits_at(self.language_model, learned if skip_logits else None), self._precision(embeds):
             outputs = self.language_model(
                 inputs_embeds=embeds,
                 attention_mask=mask,
@@ -591,6 +592,9 @@ class InstructBLIPForConditionalGeneration(
         if labels is None:
             return outputs, (None, None, None)
         return outputs, answer_loss(outputs.logits, labels, learned, num_items_in_batch)
+
+    def _precision(self, embeds: torch.Tensor) -> AbstractContextManager:
+        return own_precision((*self.language_model.parameters(), embeds), embeds.device)
 
     def _shift_right(self, labels: torch.Tensor) -> torch.Tensor:
         """Decoder inputs for `labels` (rows, target): the start token, then all labels but the last."""

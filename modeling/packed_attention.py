@@ -47,10 +47,10 @@ def _attend(
     places = attn_mask.places.to(query.device)
 
     def unpack(packed: torch.Tensor) -> torch.Tensor:
-        tokens = packed[0].transpose(0, 1)  # (tokens, heads, head_dim)
-        # Not index_copy, which would keep the tokens for its backward pass.
-        tokens = tokens.new_zeros(rows * longest, *tokens.shape[1:]).index_put((places,), tokens)
-        return tokens.unflatten(0, (rows, longest)).transpose(1, 2)
+        tokens = packed.squeeze(0).transpose(0, 1)  # (tokens, heads, head_dim)
+        padded = tokens.new_zeros(rows * longest, *tokens.shape[1:])
+        # Not index_copy_, which would keep the tokens for its backward pass.
+        return padded.index_put_((places,), tokens).unflatten(0, (rows, longest)).transpose(1, 2)
 
     # Padding follows a row's last token, so causal attention never reaches it.
     output = nn.functional.scaled_dot_product_attention(

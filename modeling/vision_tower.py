@@ -14,6 +14,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_instruct_blip import InstructBLIPConfig
+from .lean_blocks import own_precision
 
 
 class InstructBLIPVisionModel(InstructBlipVisionModel):
@@ -78,7 +79,8 @@ class VisionTowerMixin:
         """
         tower = self.vision_model
         outside = "post_layernorm" if _is_eva(tower) else "ln_vision"  # a trained LayerNorm is not the tower's
-        frozen = not any(p.requires_grad for n, p in tower.named_parameters() if not n.startswith(outside))
+        own = [parameter for name, parameter in tower.named_parameters() if not name.startswith(outside)]
+        frozen = not any(parameter.requires_grad for parameter in own)
         pixel_values = move(pixel_values, next(tower.parameters())).to(tower.dtype)
         size = self.config.vision_config.image_size
         size = (size, size) if isinstance(size, int) else tuple(size)
@@ -90,7 +92,7 @@ class VisionTowerMixin:
                 f"images of {tuple(pixel_values.shape[-2:])} pixels for a {type(tower).__name__} of {size}: "
                 "resize them (the processor does)"
             )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen), own_precision(own, pixel_values.device):
             return tower(pixel_values=pixel_values, **kwargs)
 
     def normed_images(self, image_embeds: torch.Tensor) -> torch.Tensor:

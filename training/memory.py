@@ -213,7 +213,7 @@ def kept_bytes(module: nn.Module, run: Callable[[], Any]) -> float:
             found[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other gets its number
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), memory_efficient_attention():
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), kept_on_gpus():
         run()
     return float(sum(size for size, _ in found.values()))
 
@@ -232,15 +232,29 @@ class _Attention(torch.autograd.Function):
         raise NotImplementedError
 
 
+class _Norm(torch.autograd.Function):
+    """Keeps what a fused RMSNorm keeps: its input, and a number for each token."""
+
+    @staticmethod
+    def forward(ctx, hidden):
+        ctx.save_for_backward(hidden, hidden.new_empty(hidden.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(hidden)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError
+
+
 @contextmanager
-def memory_efficient_attention() -> Iterator[None]:
-    """Inside, SDPA keeps what its CUDA kernels do; on the meta device it would keep the scores as well."""
-    before = nn.functional.scaled_dot_product_attention
+def kept_on_gpus() -> Iterator[None]:
+    """Inside, attention and RMSNorm keep what their CUDA kernels do; elsewhere they keep more."""
+    before = nn.functional.scaled_dot_product_attention, nn.functional.rms_norm
     nn.functional.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Attention.apply(query, key, value)
+    nn.functional.rms_norm = lambda hidden, *_, **__: _Norm.apply(hidden)
     try:
         yield
     finally:
-        nn.functional.scaled_dot_product_attention = before
+        nn.functional.scaled_dot_product_attention, nn.functional.rms_norm = before
 
 
 def plans(model: Sizes, gpus: int, tflops: float, link: float) -> list[Plan]:

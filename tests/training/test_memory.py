@@ -26,10 +26,10 @@ def test_parameters_are_those_of_the_released_models(counted):
 
 
 def test_what_the_language_model_keeps_is_what_its_layers_multiply(counted):
-    """Per token and layer of LLaMA, in bfloat16: query, key, value, output of the attention, gate and up; and two
-    normalised states in float32. A frozen linear layer keeps nothing."""
+    """Per token and layer of LLaMA, in bfloat16: query, key, value, output of the attention, gate and up; and what
+    enters two norms. A frozen linear layer keeps nothing."""
     width, inner, layers, tokens = 4096, 11008, 32, 16 * 112
-    layer = 4 * 2 * width + 2 * 2 * inner + 2 * 4 * width
+    layer = 4 * 2 * width + 2 * 2 * inner + 2 * 2 * width
     logits = 16 * 16 * 32064 * 10
     config = InstructBLIPConfig(**VARIANTS["vicuna-7b"].config)
     with torch.device("meta"):
