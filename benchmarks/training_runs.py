@@ -197,6 +197,8 @@ class Runs:
             shared |= dict(torch_compile=True, torch_compile_mode=self.options.compile)
         if contestant.startswith("peer"):
             collator = PeerCollator(self.collator, contestant == "peer tuned" or compiled)
+            if contestant == "peer tuned" or compiled:
+                shared |= dict(accelerator_config={"non_blocking": shared["dataloader_pin_memory"]})  # as ours does
             arguments = TrainingArguments(**shared)
             peer = self.pair.tuned_peer if contestant == "peer tuned" else self.pair.peer
             return Trainer(peer, arguments, data_collator=collator, train_dataset=self.samples)

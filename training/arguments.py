@@ -88,8 +88,9 @@ class InstructBLIPTrainingArguments(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = not (self.fp16 or self.use_cpu) and is_torch_bf16_gpu_available()
         if self.accelerator_config is None:
-            # accelerate's default for streams cuts every tensor of a batch by rows, which parts samples from images
-            self.accelerator_config = {"dispatch_batches": False}
+            # accelerate's default for streams cuts every tensor of a batch by rows, which parts samples from images;
+            # and its default for all makes the host wait for each step before it launches the next.
+            self.accelerator_config = {"dispatch_batches": False, "non_blocking": self.dataloader_pin_memory}
         super().__post_init__()
         if self.torch_compile_mode in ("reduce-overhead", "max-autotune") and self.gradient_accumulation_steps > 1:
             raise ValueError(

@@ -293,6 +293,12 @@ class ResumableTrainer(Trainer):
         # It gives whole batches, so that the batches that transformers skips cost nothing.
         return DataLoader(self._stream, batch_size=None, collate_fn=_as_it_is)
 
+    def _prepare_input(self, data: Any) -> Any:
+        """As in transformers, but batches of a stream, which accelerate has not moved, do not wait for the device."""
+        if isinstance(data, torch.Tensor) and data.is_pinned():
+            data = data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
     # Losses that are not finite
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:

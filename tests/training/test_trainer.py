@@ -327,6 +327,21 @@ def test_one_process_uses_one_of_several_gpus_and_says_so(monkeypatch, tmp_path,
     assert "this process sees 4 GPUs and trains on the first" in caplog.text
 
 
+def test_batches_go_to_the_device_without_waiting_for_it(train, monkeypatch):
+    trainer = train("llama")
+    assert trainer.get_train_dataloader()._non_blocking
+    unpinned = train("llama", dataloader_pin_memory=False)  # accelerate warns of that with `non_blocking`
+    assert not unpinned.get_train_dataloader()._non_blocking
+    moves = []
+    move = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: tensor.dtype == torch.long)
+    monkeypatch.setattr(torch.Tensor, "to", lambda *args, **how: (moves.append((args[0], how)), move(*args, **how))[1])
+    batch = {"input_ids": torch.zeros(2, dtype=torch.long), "image_embeds": torch.zeros(3), "sizes": {"uses": 1}}
+    assert trainer._prepare_input(batch)["sizes"] == {"uses": 1}
+    assert any(how.get("non_blocking") for tensor, how in moves if tensor is batch["input_ids"])
+    assert not any(how.get("non_blocking") for tensor, how in moves if tensor is batch["image_embeds"])
+
+
 def test_cuda_graphs_do_not_go_with_accumulated_gradients(tmp_path):
     options = dict(torch_compile=True, torch_compile_mode="reduce-overhead", use_cpu=True)
     assert InstructBLIPTrainingArguments(str(tmp_path), **options).torch_compile
