@@ -196,8 +196,9 @@ class Runs:
         if compiled:
             shared |= dict(torch_compile=True, torch_compile_mode=self.options.compile)
         if contestant.startswith("peer"):
-            collator = PeerCollator(self.collator, contestant == "peer tuned" or compiled)
-            if contestant == "peer tuned" or compiled:
+            tuned = contestant == "peer tuned" or compiled
+            collator = PeerCollator(self.collator, tuned)
+            if tuned:
                 shared |= dict(accelerator_config={"non_blocking": shared["dataloader_pin_memory"]})  # as ours does
             arguments = TrainingArguments(**shared)
             peer = self.pair.tuned_peer if contestant == "peer tuned" else self.pair.peer

@@ -96,15 +96,18 @@ class LeanUMT5LayerNorm(UMT5LayerNorm):
     forward = rms_norm
 
 
-LEAN_BLOCKS = {LlamaMLP: LeanLlamaMLP, MistralMLP: LeanMistralMLP, Qwen2MLP: LeanQwen2MLP, Qwen3MLP: LeanQwen3MLP}
+LEAN_BLOCKS = {lean.__bases__[0]: lean for lean in (LeanLlamaMLP, LeanMistralMLP, LeanQwen2MLP, LeanQwen3MLP)}
 LEAN_NORMS = {
-    LlamaRMSNorm: LeanLlamaRMSNorm,
-    MistralRMSNorm: LeanMistralRMSNorm,
-    Qwen2RMSNorm: LeanQwen2RMSNorm,
-    Qwen3RMSNorm: LeanQwen3RMSNorm,
-    T5LayerNorm: LeanT5LayerNorm,
-    MT5LayerNorm: LeanMT5LayerNorm,
-    UMT5LayerNorm: LeanUMT5LayerNorm,
+    lean.__bases__[0]: lean
+    for lean in (
+        LeanLlamaRMSNorm,
+        LeanMistralRMSNorm,
+        LeanQwen2RMSNorm,
+        LeanQwen3RMSNorm,
+        LeanT5LayerNorm,
+        LeanMT5LayerNorm,
+        LeanUMT5LayerNorm,
+    )
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -594,7 +595,7 @@ class InstructBLIPForConditionalGeneration(
         return outputs, answer_loss(outputs.logits, labels, learned, num_items_in_batch)
 
     def _precision(self, embeds: torch.Tensor) -> AbstractContextManager:
-        return own_precision((*self.language_model.parameters(), embeds), embeds.device)
+        return own_precision(chain((embeds,), self.language_model.parameters()), embeds.device)
 
     def _shift_right(self, labels: torch.Tensor) -> torch.Tensor:
         """Decoder inputs for `labels` (rows, target): the start token, then all labels but the last."""
