@@ -199,6 +199,7 @@ class BackbonesMixin:
             _quantize_language_model_only(kwargs["quantization_config"])
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        use_onednn(model)
         model.freeze_unread()  # loading forgets what was frozen
         if kwargs.get("subfolder") is None:
             place = {"repo": str(pretrained_model_name_or_path), "revision": commit}

@@ -33,8 +33,8 @@ def linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     `torch.backends.mkldnn.enabled = False` turns it off.
     """
     if (
-        torch.compiler.is_compiling()
-        or hidden.device.type != "cpu"
+        hidden.device.type != "cpu"
+        or torch.compiler.is_compiling()
         or not hidden.dtype == weight.dtype == torch.float32
         or hidden.numel() * weight.shape[0] < SMALLEST
         or type(hidden) not in (torch.Tensor, nn.Parameter)  # neither quantized, nor in parts, nor a stand-in
@@ -55,10 +55,17 @@ class OneDNNLinear(nn.Linear):
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Let the linear layers of `model` multiply with oneDNN where that is faster, weights and names unchanged."""
+    """Let the linear layers of `model` multiply with oneDNN where that is faster, weights and names unchanged.
+
+    Layers whose weights are yet to be loaded, on the meta device, stay: transformers quantizes plain `nn.Linear` only.
+    """
     if mkl_is_slow():
         for module in model.modules():
-            if type(module) is nn.Linear:
+            if (
+                type(module) is nn.Linear
+                and module.weight.device.type == "cpu"
+                and module.weight.dtype == torch.float32
+            ):
                 module.__class__ = OneDNNLinear
 
 

@@ -167,6 +167,21 @@ def test_layers_of_other_kinds_stay_and_ours_can_be_pickled():
     torch.testing.assert_close(again(torch.ones(2, 4)), model[0](torch.ones(2, 4)))
 
 
+def test_layers_change_once_their_weights_are_loaded(tiny_model, tmp_path):
+    """transformers makes models on the meta device, and there its quantizers exchange layers that are `nn.Linear`."""
+
+    def kinds(model):
+        return {type(module) for module in model.modules() if isinstance(module, nn.Linear)}
+
+    model = tiny_model("llama")
+    assert kinds(model) == {OneDNNLinear}
+    with torch.device("meta"):
+        assert kinds(type(model)(model.config)) == {nn.Linear}
+    model.save_pretrained(tmp_path)
+    assert kinds(type(model).from_pretrained(tmp_path)) == {OneDNNLinear}
+    assert kinds(type(model).from_pretrained(tmp_path, dtype="bfloat16")) == {nn.Linear}
+
+
 def test_nothing_changes_where_mkl_is_as_fast(monkeypatch):
     monkeypatch.setattr(onednn_linear, "mkl_is_slow", lambda: False)
     layer = nn.Linear(4, 4)
