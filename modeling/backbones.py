@@ -123,18 +123,32 @@ def read_tensors(
 
 
 def load_backbone(where: dict[str, Any], config: PreTrainedConfig, auto_class: type, **kwargs: Any) -> PreTrainedModel:
-    """Load a frozen part from the place that a config's `backbones` names."""
+    """Load a frozen part from the place that a config's `backbones` names.
+
+    Raises:
+        ValueError: the entry is none, or the checkpoint there lacks weights of the part.
+    """
     unknown = set(where) - {"repo", "revision", "prefix"}
     if unknown or not where.get("repo"):
         raise ValueError(f"backbones entry {where} must have `repo` and may have `revision` and `prefix`")
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
     if not where.get("prefix"):
-        return auto_class.from_pretrained(where["repo"], revision=where.get("revision"), config=config, **kwargs)
-    tensors = read_tensors(where["repo"], where.get("revision"), where["prefix"], **hub)
-    rest = {key: value for key, value in kwargs.items() if key not in HUB_ARGUMENTS}
-    if not isinstance(auto_class, type) or not issubclass(auto_class, PreTrainedModel):
-        auto_class = auto_class._model_mapping[type(config)]
-    return auto_class.from_pretrained(None, config=config, state_dict=tensors, **rest)
+        source, place = where["repo"], {"revision": where.get("revision"), **kwargs}
+    else:
+        tensors = read_tensors(where["repo"], where.get("revision"), where["prefix"], **hub)
+        source, place = None, {"state_dict": tensors}
+        place.update((key, value) for key, value in kwargs.items() if key not in HUB_ARGUMENTS)
+        if not isinstance(auto_class, type) or not issubclass(auto_class, PreTrainedModel):
+            auto_class = auto_class._model_mapping[type(config)]
+    loaded: Any = auto_class.from_pretrained(source, config=config, output_loading_info=True, **place)
+    model, found = loaded
+    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)  # the Q-Former reads no pooler
+    if missing:
+        raise ValueError(
+            f"{where['repo']} is no {type(model).__name__} of this config: {len(missing)} of its weights are not there "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}): check the release's `backbones`"
+        )
+    return model
 
 
 class BackbonesMixin:
@@ -237,7 +251,7 @@ class BackbonesMixin:
         if "language" in cls.frozen_parts:
             language = load_backbone(config.backbones["language"], skeleton.text_config, text_class, **text_kwargs)
             if device_map is not None:
-                vision.to(next(language.parameters()).device)
+                vision.to(_runs_on(language))
             make_lean(language)
             hook_head(language)
             model.language_model = language
@@ -327,6 +341,13 @@ class BackbonesMixin:
                 super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
         finally:
             config.backbones, config.bridge_only = before, False
+
+
+def _runs_on(model: PreTrainedModel) -> torch.device | str:
+    """Where a model's first layer computes, though its weights may wait on the disk."""
+    embeddings = model.get_input_embeddings()
+    hook = getattr(embeddings, "_hf_hook", None)
+    return embeddings.weight.device if hook is None else hook.execution_device
 
 
 @contextmanager

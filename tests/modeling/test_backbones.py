@@ -303,6 +303,31 @@ def test_a_bridge_with_wrong_or_missing_tensors_lists_them(new_model, tmp_path):
         InstructBLIPForConditionalGeneration.from_pretrained(tmp_path / "bridge")
 
 
+@pytest.mark.parametrize("part", ["vision", "language"])
+def test_a_backbone_that_is_another_model_is_refused(part, new_model, folders, tmp_path):
+    """transformers would start what it does not find at random, and say so in a table only."""
+    new_model().save_pretrained(tmp_path / "bridge", bridge_only=True)
+    file = tmp_path / "bridge" / "config.json"
+    config = json.loads(file.read_text())
+    config["backbones"][part]["repo"] = str(folders / {"vision": "llama", "language": "siglip"}[part])
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"is no \w+ of this config: \d+ of its weights are not there"):
+        InstructBLIPForConditionalGeneration.from_pretrained(tmp_path / "bridge")
+
+
+def test_weights_that_a_checkpoint_lacks_begin_as_those_of_a_new_model(tiny_model, tmp_path):
+    layers = dict(num_layers=1, num_decoder_layers=1)
+    tiny_model("t5", text=layers).save_pretrained(tmp_path)
+    new = tiny_model("t5", text=dict(num_layers=2, num_decoder_layers=2))
+    torch.manual_seed(0)
+    fresh = type(new)(new.config).state_dict()
+    found = type(new).from_pretrained(tmp_path, config=new.config).state_dict()
+    lacking = [name for name in fresh if ".block.1." in name and fresh[name].dim() > 1]
+    assert len(lacking) > 10
+    for name in lacking:
+        assert 0.7 < found[name].std() / fresh[name].std() < 1.4, name
+
+
 def test_a_bridge_without_known_backbones_is_not_saved(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="needs to know where the frozen backbones are"):
         tiny_model("llama").save_pretrained(tmp_path / "bridge", bridge_only=True)
