@@ -28,14 +28,14 @@ from .backbones import BackbonesMixin
 from .configuration_instruct_blip import InstructBLIPConfig
 from .generation_instruct_blip import GenerationAndRankingMixin
 from .headless import Headless
-from .image_uses import check_placeholders, find_uses
+from .image_uses import find_uses
+from .input_checks import check_ids, check_labels, check_length, check_placeholders
 from .lean_blocks import make_lean, own_precision
 from .modeling_qformer import InstructBLIPQFormerModel
 from .onednn_linear import use_onednn
 from .packing import (
     PLAIN_ENCODERS,
     align,
-    assert_later,
     has_plain_attention,
     hook_head,
     last_feed_forward_at,
@@ -117,6 +117,12 @@ class InstructBLIPPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _no_split_modules = ["InstructBLIPQFormerLayer", "InstructBLIPQFormerEmbeddings", "InstructBlipEncoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Not in the sense of transformers, which would give weights that a checkpoint lacks the start of any layer,
+        and not that of their own kind: T5's attention would begin thirty times too large."""
+        return False
 
     def post_init(self) -> None:
         super().post_init()
@@ -262,19 +268,28 @@ class InstructBLIPForConditionalGeneration(
                 image_index = torch.arange(rows * frames, device=pixel_values.device).view(rows, frames)
             pixel_values = pixel_values.flatten(0, 1)
         if self.config.qformer_text_input and qformer_input_ids is None:
-            raise ValueError("qformer_input_ids is missing: the Q-Former reads the instruction (processor output)")
+            raise ValueError(
+                "qformer_input_ids is missing: the Q-Former reads an instruction, which a processor makes of text= "
+                '(text="" is an empty one)'
+            )
         asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         asked = {key: value for key, value in asked.items() if value}
 
         vision = BaseModelOutput(last_hidden_state=image_embeds)
         if image_embeds is None:
             vision = self.encode_images(pixel_values, **asked)
+        elif image_embeds.shape[-1] != self.config.vision_config.hidden_size:
+            raise ValueError(
+                f"image_embeds are {image_embeds.shape[-1]} wide and the vision tower is "
+                f"{self.config.vision_config.hidden_size}: encode the images with this model's own"
+            )
         image_states = self.normed_images(vision.last_hidden_state)
 
         use_rows, use_images = find_uses(image_index, len(image_states), qformer_input_ids, num_uses)
         num_uses = len(image_states) if use_images is None else len(use_images)
         text = {}
         if self.config.qformer_text_input:
+            check_ids(qformer_input_ids, self.config.qformer_config.vocab_size, "Q-Former", num_uses is not None)
             text = {"input_ids": qformer_input_ids, "attention_mask": qformer_attention_mask}
             text = {key: None if value is None else value.to(image_states.device) for key, value in text.items()}
             if use_rows is not None:
@@ -319,7 +334,9 @@ class InstructBLIPForConditionalGeneration(
         if inputs_embeds is None:
             is_image = input_ids == image_token if image_token is not None else torch.zeros_like(input_ids).bool()
             # A placeholder's own embedding is never read, and its id may lie beyond the vocabulary.
-            inputs_embeds = embed(input_ids.masked_fill(is_image, 0))
+            input_ids = input_ids.masked_fill(is_image, 0)
+            check_ids(input_ids, embed.num_embeddings, "language model", sizes_known)
+            inputs_embeds = embed(input_ids)
         elif image_token is None or image_token >= embed.num_embeddings:
             if features is not None:
                 raise ValueError(
@@ -340,23 +357,6 @@ class InstructBLIPForConditionalGeneration(
             shown = features.index_select(0, slots).view_as(inputs_embeds)
             inputs_embeds = torch.where(is_image[..., None], shown, inputs_embeds)
         return inputs_embeds, attention_mask, is_image
-
-    def _check_length(self, attention_mask: torch.Tensor) -> None:
-        text_config = self.config.text_config
-        positions = None if self.config.is_encoder_decoder else getattr(text_config, "max_position_embeddings", None)
-        if positions is not None and attention_mask.shape[1] > positions:
-            longest = attention_mask.sum(dim=1).max()
-            if torch.compiler.is_compiling():
-                assert_later(
-                    longest <= positions, f"a prompt is longer than the {positions} positions of the language model"
-                )
-            elif longest > positions:
-                raise ValueError(
-                    f"a prompt of {int(longest)} tokens is longer than the {positions} positions of the language model "
-                    f"({text_config.model_type}): shorten it or pass max_length to the processor"
-                )
-        if self.config.is_encoder_decoder and self.language_model.dtype == torch.float16:
-            logger.warning_once("T5 overflows in float16: load the model with dtype=torch.bfloat16")
 
     def _prompt(
         self,
@@ -397,7 +397,10 @@ class InstructBLIPForConditionalGeneration(
             input_ids, attention_mask, inputs_embeds, image_index, pooled, sizes_known=bool(sizes)
         )
         embeds = embeds if nothing is None else embeds + nothing.to(embeds.dtype)
-        self._check_length(mask)
+        if not self.config.is_encoder_decoder:
+            check_length(mask, self.config.text_config)
+        elif self.language_model.dtype == torch.float16:
+            logger.warning_once("T5 overflows in float16: load the model with dtype=torch.bfloat16")
         return embeds, mask, is_image, features
 
     # ---- training and scoring
@@ -452,6 +455,10 @@ class InstructBLIPForConditionalGeneration(
         """
         asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         asked = {key: value for key, value in asked.items() if value}
+        if kwargs.get("shift_labels") is not None:
+            raise ValueError(
+                "shift_labels is not supported: pass labels, which the model shifts (sequences stay whole)"
+            )
         past = kwargs.get("past_key_values")
         embeds, mask, is_image, features = self._prompt(
             input_ids,
@@ -533,6 +540,7 @@ class InstructBLIPForConditionalGeneration(
     def _decoder_only(self, embeds, mask, is_image, labels, num_items_in_batch, skip_logits, sizes, full_mask, kwargs):
         """Run a decoder-only language model; returns its output and `answer_loss` (Nones without labels)."""
         if labels is not None:
+            check_labels(labels, embeds)
             # A placeholder is never an answer.
             labels = labels.to(embeds.device).masked_fill(is_image.to(embeds.device), -100)
         attention = self.language_model.config._attn_implementation
@@ -571,10 +579,12 @@ class InstructBLIPForConditionalGeneration(
         """Run an encoder-decoder; returns its output and `answer_loss` (Nones without labels)."""
         mask, embeds = align(mask.to(embeds.device), "right", embeds)
         if labels is not None:
+            check_ids(labels, self.get_input_embeddings().num_embeddings, "language model", bool(sizes))
             labels = labels.to(embeds.device)
             kwargs.setdefault("use_cache", False)
             if decoder_ids is None and kwargs.get("decoder_inputs_embeds") is None:
                 decoder_ids = self._shift_right(labels)
+            check_labels(labels, kwargs.get("decoder_inputs_embeds") if decoder_ids is None else decoder_ids)
         if decoder_ids is None and kwargs.get("decoder_inputs_embeds") is None:
             raise ValueError("an encoder-decoder language model needs labels or decoder_input_ids")
         learned = None if labels is None else places_of(labels != -100, sizes.get("supervised"))

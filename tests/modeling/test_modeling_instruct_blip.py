@@ -275,6 +275,47 @@ def test_missing_inputs_are_named(tiny_model, make_batch, mixed_rows):
         model(**batch)
 
 
+@pytest.mark.parametrize("language", ["t5", "llama"])
+def test_ids_beyond_a_vocabulary_are_refused_with_their_sample(language, tiny_model, make_batch, mixed_rows):
+    model = tiny_model(language)
+    batch = make_batch(mixed_rows, language, labels=True)
+    prompt = {key: value for key, value in batch.items() if key != "labels"}
+    calls = [lambda inputs: model(**inputs, labels=batch["labels"]), lambda inputs: model.generate(**inputs)]
+    calls.append(lambda inputs: model.score_candidates([[5]], **inputs))
+    beyond = {
+        "input_ids": ("language model", 80),
+        "qformer_input_ids": ("Q-Former", model.config.qformer_config.vocab_size),
+    }
+    for name, (reader, vocabulary) in beyond.items():
+        wrong = prompt[name].clone()
+        wrong[1, 0] = vocabulary
+        for call in calls:
+            message = f"sample 1 has token {vocabulary}, but the vocabulary of the {reader} has {vocabulary}"
+            with pytest.raises(ValueError, match=message):
+                call({**prompt, name: wrong})
+    if language == "t5":
+        labels = batch["labels"].clone()
+        labels[2, 0] = 80
+        with pytest.raises(ValueError, match="sample 2 has token 80"):
+            model(**prompt, labels=labels)
+
+
+@pytest.mark.parametrize("language", ["t5", "llama"])
+def test_inputs_of_other_shapes_are_refused(language, tiny_model, make_batch, mixed_rows):
+    model = tiny_model(language)
+    batch = make_batch(mixed_rows, language, labels=True)
+    rows, length = batch["labels"].shape
+    decoder = {"decoder_input_ids": torch.full((rows, length + 2), 5)} if language == "t5" else {}
+    given = batch if decoder else {**batch, "labels": batch["labels"][:, 1:]}
+    with pytest.raises(ValueError, match=r"labels are \(\d+, \d+\) and what the decoder reads is \(\d+, \d+\)"):
+        model(**given, **decoder)
+    with pytest.raises(ValueError, match="shift_labels is not supported"):
+        model(**batch, shift_labels=batch["labels"])
+    features = model.encode_images(batch.pop("pixel_values")).last_hidden_state
+    with pytest.raises(ValueError, match="image_embeds are 31 wide and the vision tower is 32"):
+        model(**batch, image_embeds=features[..., 1:])
+
+
 def test_a_prompt_longer_than_the_language_model_is_refused_and_padding_does_not_count(tiny_model, make_batch):
     model = tiny_model("llama", text=dict(max_position_embeddings=12))
     fits = make_batch([dict(text=tuple(range(5, 13)))], "llama", extra=4)  # 4 + 8 of 16 columns
