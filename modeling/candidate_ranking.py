@@ -15,6 +15,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from .input_checks import check_length
 from .packing import additive_mask, align, attention_as, logits_at, positions_from_mask
 
 if TYPE_CHECKING:
@@ -164,9 +165,16 @@ class TrieBlock:
 
 
 def score_candidates_packed(model: PreTrainedModel, candidates: Candidates, **prompt: Any) -> list[torch.Tensor]:
-    """Score all candidates with image and prompt run once; returns one (candidates,) tensor a row."""
+    """Score all candidates with image and prompt run once; returns one (candidates,) tensor a row.
+
+    Raises:
+        ValueError: a prompt and its longest candidate need more positions than a decoder-only language model has.
+    """
     embeds, mask, _, _ = model._prompt(**prompt)
     mask = mask.to(embeds.device)
+    if not model.config.is_encoder_decoder:
+        for row, row_candidates in enumerate(candidates):
+            check_length(mask[row : row + 1], model.config.text_config, further=max(map(len, row_candidates)))
     tries: dict[int, CandidateTrie] = {}  # rows often share one list of candidates
     for row_candidates in candidates:
         if id(row_candidates) not in tries:

@@ -15,6 +15,7 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from .beam_search import BeamSteps, DecoderSteps, EncoderDecoderSteps, search_beams
 from .candidate_ranking import score_candidates_naively, score_candidates_packed
+from .input_checks import check_length
 from .packing import align, attention_as, has_plain_attention, positions_from_mask
 from .shared_prefix import SHARED_PREFIX, share_prompt, share_source
 
@@ -39,18 +40,26 @@ class GenerationAndRankingMixin:
         generation_config: GenerationConfig | None = None,
         **generate_kwargs,
     ) -> Any:
-        """Generate answers; every further argument is one of transformers' `generate`.
+        """Generate answers; every further argument is one of transformers' `generate`, where `inputs` is `input_ids`.
 
         The settings are the language model's own generation config, then this model's, then `generation_config`, then
         the arguments. Without `input_ids`, each image is described from the language model's start token.
+
+        Assisted decoding by another model or by an early exit, `guidance_scale` and `prefill_chunk_size` are refused:
+        transformers' code for them reads a prompt of token ids, and images have none.
 
         Returns:
             (rows * num_return_sequences, new) ids of *new* tokens only, for both kinds of language model, or
             transformers' output object with `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: placeholders and images do not match, an argument is missing, or a prompt is too long.
+            ValueError: placeholders and images do not match, an argument is missing or refused, or a prompt is too
+                long, alone or with the new tokens.
         """
+        inputs = generate_kwargs.pop("inputs", None)
+        if inputs is not None and input_ids is not None:
+            raise ValueError("inputs and input_ids are the same argument: pass one")
+        input_ids = inputs if input_ids is None else input_ids
         if input_ids is None and inputs_embeds is None:
             input_ids = self._image_only_prompt(pixel_values, image_embeds, image_index)
         embeds, mask, _, _ = self._prompt(
@@ -68,6 +77,9 @@ class GenerationAndRankingMixin:
             value = generate_kwargs.pop(name)
             if value is not None:
                 setattr(config, name, value)
+        _refuse_what_reads_ids(config, generate_kwargs)
+        if not self.config.is_encoder_decoder:
+            self._check_new_tokens(config, mask)
         if not self.config.is_encoder_decoder and config.repetition_penalty not in (None, 1.0):
             # transformers' own leaves as many new tokens of a row unpenalized as the row has padding
             penalty = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)
@@ -121,6 +133,20 @@ class GenerationAndRankingMixin:
         config.is_encoder_decoder = self.config.is_encoder_decoder if hasattr(config, "is_encoder_decoder") else None
         return config
 
+    def _check_new_tokens(self, config: GenerationConfig, mask: torch.Tensor) -> None:
+        """Refuse settings that leave no room for new tokens, or that need more positions than were learned."""
+        new_tokens = config.max_new_tokens
+        if new_tokens is None and config.max_length is not None:
+            new_tokens = config.max_length - mask.shape[1]
+            if new_tokens < 1:
+                raise ValueError(
+                    f"max_length {config.max_length} counts the prompt, which has {mask.shape[1]} tokens with its "
+                    "images: pass max_new_tokens"
+                )
+        if getattr(self.config.text_config, "rope_parameters", None) is None:  # rotary positions have no end
+            # The last token is not read; 20 is transformers' default.
+            check_length(mask, self.config.text_config, further=(new_tokens or 20) - 1)
+
     def _has_fast_paths(self) -> bool:
         """Whether beams may share a prompt and candidates be scored as a trie with this language model."""
         return self.config.text_config.model_type == "t5" or has_plain_attention(self.language_model)
@@ -128,7 +154,7 @@ class GenerationAndRankingMixin:
     def _may_share_prompt(self, config: GenerationConfig, kwargs: dict[str, Any]) -> bool:
         """Whether several hypotheses per row read one prompt, and nothing asked for needs transformers' own cache."""
         beams = max(config.num_beams or 1, config.num_return_sequences or 1)
-        special = ("past_key_values", "assistant_model", "custom_generate", "encoder_outputs", "decoder_input_ids")
+        special = ("past_key_values", "custom_generate", "encoder_outputs", "decoder_input_ids")
         return (
             beams > 1
             and not (self.config.is_encoder_decoder and self.language_model.device.type == "meta")  # offloaded
@@ -145,10 +171,9 @@ class GenerationAndRankingMixin:
         in_step = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self.language_model)
         return (
             config.get_generation_mode() == GenerationMode.BEAM_SEARCH
-            and not (config.return_dict_in_generate or config.low_memory or config.prefill_chunk_size)
+            and not (config.return_dict_in_generate or config.low_memory)
             and config.max_time is None
             and config.stop_strings is None
-            and config.guidance_scale in (None, 1.0)
             and not in_step  # every process has to run as many steps as the longest
             and all(value is None or name in simple for name, value in kwargs.items())
         )
@@ -244,6 +269,22 @@ class GenerationAndRankingMixin:
         if end is None:
             raise ValueError("add_end_token needs an end token: set generation_config.eos_token_id")
         return end[0] if isinstance(end, (list, tuple)) else end
+
+
+def _refuse_what_reads_ids(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
+    """Refuse what transformers' `generate` does with the ids of the prompt, which it does not have here."""
+    asked = {
+        "assistant_model": kwargs.get("assistant_model") is not None,
+        "assistant_early_exit": config.assistant_early_exit is not None,
+        "guidance_scale": config.guidance_scale not in (None, 1.0),
+        "prefill_chunk_size": config.prefill_chunk_size is not None,
+    }
+    refused = [name for name, wanted in asked.items() if wanted]
+    if refused:
+        raise ValueError(
+            f"generate cannot use {' and '.join(refused)}: transformers' code for it reads a prompt of token ids, and "
+            "images have none"
+        )
 
 
 def _candidates_per_row(

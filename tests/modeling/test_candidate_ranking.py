@@ -73,13 +73,13 @@ def test_a_trie_larger_than_a_block_is_cut_and_ancestors_are_repeated(
     assert_trie_equals_naive(model, candidates[::3], batch)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("language", KINDS)
-def test_attention_implementations_agree(language, attention, tiny_model, make_batch, mixed_rows):
+def test_attention_implementations_agree(language, tiny_model, make_batch, mixed_rows):
     model = tiny_model(language)
     batch = make_batch(mixed_rows, language, "left")
+    assert model.language_model.config._attn_implementation == "sdpa"
     expected = model.score_candidates(PER_ROW, **batch)
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation("eager")
     torch.testing.assert_close(model.score_candidates(PER_ROW, **batch), expected, atol=1e-4, rtol=0)
 
 
@@ -274,3 +274,14 @@ def test_single_tokens_need_no_forward(tiny_model, make_batch, mixed_rows):
     model.language_model.register_forward_hook(lambda *_: calls.append(1))
     model.score_candidates([[20], [21]], **make_batch(mixed_rows, "llama"))
     assert calls == [1]  # the prompt
+
+
+@pytest.mark.parametrize("language", ["gpt2", "llama"])
+def test_a_candidate_beyond_the_positions_is_refused_both_ways(language, tiny_model, make_batch):
+    model = tiny_model(language, text={"n_positions" if language == "gpt2" else "max_position_embeddings": 32})
+    fits, longer = [[5, 6, 7]], [[5, 6, 7, 8]]
+    batch = make_batch([dict(text=(5,) * 25), dict(text=(5, 6))], language)  # and 4 placeholders
+    for packed in (True, False):
+        assert model.score_candidates([fits, longer], **batch, packed=packed).isfinite().all()
+        with pytest.raises(ValueError, match="longer than the 32 positions of the language model"):
+            model.score_candidates([longer, fits], **batch, packed=packed)

@@ -302,7 +302,75 @@ def test_a_misspelt_argument_is_refused(tiny_model, make_batch, rows):
             tiny_model("llama").generate(**make_batch(rows, "llama"), max_new_tokenz=3, num_beams=beams)
 
 
+REFUSED = {
+    "assistant_model": lambda model: model.language_model,
+    "assistant_early_exit": lambda model: 1,
+    "guidance_scale": lambda model: 1.5,
+    "prefill_chunk_size": lambda model: 4,
+}
+
+
+@pytest.mark.parametrize("language", KINDS)
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_needs_the_ids_of_the_prompt_is_refused(name, language, tiny_model, make_batch, rows):
+    model = tiny_model(language)
+    for beams in (1, 2):
+        with pytest.raises(ValueError, match=f"generate cannot use {name}: .* reads a prompt of token ids"):
+            model.generate(**make_batch(rows, language), **{name: REFUSED[name](model)}, num_beams=beams)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("language", KINDS)
+def test_a_static_cache_gives_the_same_answers(language, beams, tiny_model, make_batch, rows):
+    model = tiny_model(language)
+    settings = dict(make_batch(rows, language), max_new_tokens=5, num_beams=beams)
+    expected = model.generate(**settings)
+    assert model.generate(**settings, cache_implementation="static").tolist() == expected.tolist()
+
+
+def test_prompt_lookup_gives_the_greedy_answer(tiny_model, make_batch, rows):
+    model = tiny_model("llama")
+    settings = dict(make_batch(rows[:1], "llama"), max_new_tokens=12, eos_token_id=None)
+    assert model.generate(**settings, prompt_lookup_num_tokens=3).tolist() == model.generate(**settings).tolist()
+
+
+# ---- lengths
+
+
+@pytest.mark.parametrize("language", ["gpt2", "opt", "llama"])
+def test_new_tokens_beyond_learned_positions_are_refused(language, tiny_model, make_batch):
+    model = tiny_model(language, text={"n_positions" if language == "gpt2" else "max_position_embeddings": 32})
+    batch = make_batch([dict(text=(5,) * 22), dict(text=(6, 7))], language, "left")  # and 4 placeholders
+    for beams in (1, 3):
+        settings = dict(batch, num_beams=beams, eos_token_id=None)
+        assert model.generate(**settings, max_new_tokens=7).shape == (2, 7)  # the last of them is not read
+        if language == "llama":  # rotary positions have no end
+            assert model.generate(**settings, max_new_tokens=8).shape == (2, 8)
+            continue
+        for length in ({"max_new_tokens": 8}, {"max_length": 34}, {}):
+            with pytest.raises(ValueError, match="26 tokens and .* that may follow is longer than the 32 positions"):
+                model.generate(**settings, **length)
+
+
+def test_a_length_that_the_prompt_uses_up_is_refused(tiny_model, make_batch, rows):
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="max_length 4 counts the prompt, which has .* pass max_new_tokens"):
+        model.generate(**make_batch(rows, "llama"), max_length=4)
+    assert tiny_model("t5").generate(**make_batch(rows, "t5"), max_length=4).shape[1] < 4  # counts the answer alone
+
+
 # ---- inputs
+
+
+@pytest.mark.parametrize("language", KINDS)
+def test_inputs_are_input_ids(language, tiny_model, make_batch, rows):
+    model = tiny_model(language)
+    batch = make_batch(rows, language)
+    expected = model.generate(**batch, max_new_tokens=4).tolist()
+    ids = batch.pop("input_ids")
+    assert model.generate(inputs=ids, **batch, max_new_tokens=4).tolist() == expected
+    with pytest.raises(ValueError, match="inputs and input_ids are the same argument"):
+        model.generate(ids, inputs=ids, **batch)
 
 
 @pytest.mark.parametrize("language", KINDS)
@@ -314,6 +382,8 @@ def test_an_image_without_a_prompt_is_described_from_the_start_token(language, t
     assert model.generate(pixel_values=batch["pixel_values"], max_new_tokens=4).tolist() == expected.tolist()
     with pytest.raises(ValueError, match="nothing to generate from"):
         model.generate()
+    with pytest.raises(ValueError, match='an instruction, which a processor makes of text= .text="" is an empty one'):
+        tiny_model(language).generate(pixel_values=batch["pixel_values"])
 
 
 @pytest.mark.parametrize("language", KINDS)
