@@ -37,7 +37,16 @@ setup(
         "datatrove": ["datatrove"],
         "eval": ["lm-eval>=0.4.13", "scikit-learn"],
         "video": ["av"],
-        "dev": ["hypothesis", "pyrefly", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "setuptools>=77"],
+        "dev": [
+            "bitsandbytes; sys_platform == 'linux'",
+            "hypothesis",
+            "pyrefly",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "setuptools>=77",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -287,16 +287,18 @@ def test_with_bf16_adapters_and_bridge_are_float32(kind, saved_model, train):
     assert model.get_base_model().vision_model.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("bridge_only", [False, True])
-def test_adapters_train_in_a_4_bit_language_model(bridge_only, saved_model, train, tmp_path):
+def test_adapters_train_in_a_quantized_language_model(bridge_only, bits, saved_model, train, tmp_path):
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
     saved_model("llama").save_pretrained(tmp_path / "release", bridge_only=bridge_only)
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    settings = {4: dict(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32), 8: dict(load_in_8bit=True)}
+    config = BitsAndBytesConfig(**settings[bits])
     model = InstructBLIPForConditionalGeneration.from_pretrained(tmp_path / "release", quantization_config=config)
     model = adapted(model, "language_model")
-    assert "4bit" in type(model.get_base_model().language_model.model.layers[0].self_attn.q_proj).__name__
+    assert f"{bits}bit" in type(model.get_base_model().language_model.model.layers[0].self_attn.q_proj).__name__
     trainer = train("llama", model, max_steps=2)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainer.train()
