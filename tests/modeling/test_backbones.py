@@ -268,6 +268,25 @@ def test_a_bridge_release_takes_from_pretraineds_arguments(new_model, tmp_path, 
     torch.testing.assert_close(load(tmp_path / "bridge", config=config).query_tokens, model.query_tokens)
 
 
+@pytest.mark.parametrize("memory", [None, 60_000], ids=["in memory", "most on the disk"])
+@pytest.mark.parametrize("bridge_only", [False, True])
+def test_a_device_map_of_accelerate_gives_the_same_answers(
+    bridge_only, memory, full_checkpoint, tmp_path, make_batch, mixed_rows
+):
+    expected, folder = full_checkpoint("llama")
+    load = InstructBLIPForConditionalGeneration.from_pretrained
+    if bridge_only:
+        load(folder).save_pretrained(tmp_path / "bridge", bridge_only=True)
+        folder = tmp_path / "bridge"
+    limit = {} if memory is None else {"max_memory": {"cpu": memory}, "offload_folder": tmp_path / "offload"}
+    placed = load(folder, device_map="auto", **limit)
+    assert any(parameter.is_meta for parameter in placed.language_model.parameters()) == (memory is not None)
+    batch = make_batch(mixed_rows, "llama")
+    answers = expected.generate(**batch, max_new_tokens=4, num_beams=2).tolist()
+    assert placed.generate(**batch, max_new_tokens=4, num_beams=2).tolist() == answers
+    torch.testing.assert_close(placed(**batch).logits, expected(**batch).logits)
+
+
 def test_the_layernorm_eps_of_lavis_survives_a_bridge_release(full_checkpoint, tmp_path):
     _, folder = full_checkpoint("llama", post_layernorm_eps=1e-5)
     model = InstructBLIPForConditionalGeneration.from_pretrained(folder)
