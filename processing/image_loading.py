@@ -45,7 +45,7 @@ def open_image(source: Any, name: str) -> Any:
         name: what an error calls the image, such as `"image 0 of sample 3"`.
 
     Returns:
-        An RGB PIL image, upright by its EXIF tag when it came from a file; a PIL image or array as it was given.
+        An RGB PIL image, upright by its EXIF tag when it came from a file; an array as it was given.
 
     Raises:
         ValueError: the image is missing, damaged, of no known format, or has more pixels than
@@ -58,10 +58,10 @@ def open_image(source: Any, name: str) -> Any:
         if isinstance(source, Image.Image):
             _refuse_bomb(source)
             source.load()  # a lazily opened file may be damaged: find out while its name is known
-            return source
+            return _rgb(source)
         image = Image.open(_file(source), formats=_known_formats())
         _refuse_bomb(image)
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise ValueError(f"{described} does not exist") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -69,6 +69,14 @@ def open_image(source: Any, name: str) -> Any:
     except Exception as error:  # decoders raise anything on damaged data; nothing is swallowed here
         reason = "is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be read: {error}"
         raise ValueError(f"{described} {reason}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Three channels, transparency dropped; an RGB image itself, not a copy."""
+    # `convert` clips 16 bits to white. Mode I has 32, but the files that PIL opens in it have 16.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _describe(source: Any, name: str) -> str:

@@ -85,6 +85,32 @@ def test_files_are_turned_upright_and_made_rgb(tmp_path):
     assert (opened.size, opened.mode) == ((2, 4), "RGB")
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_pictures_in_memory_are_made_rgb_as_files_are(mode):
+    assert open_image(Image.new(mode, (4, 2)), "image").mode == "RGB"
+
+
+def test_what_is_behind_transparency_is_shown_in_memory_as_from_a_file():
+    image = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    for source in (image, buffer.getvalue()):
+        assert open_image(source, "image").getpixel((0, 0)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])  # modes I;16 and I
+def test_sixteen_bits_are_scaled_to_eight_and_not_clipped_to_white(dtype):
+    image = Image.fromarray(np.array([[0, 256, 32768, 65535]], dtype=dtype))
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF")
+    for source in (image, buffer.getvalue()):
+        assert np.asarray(open_image(source, "image"))[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
+
+
+def test_eight_bits_in_a_wide_mode_stay_as_they_are():
+    assert open_image(Image.fromarray(np.array([[200]], dtype=np.int32)), "image").getpixel((0, 0)) == (200,) * 3
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"image 0 of sample 1 \(.*gone.png\) does not exist"):
         open_image(tmp_path / "gone.png", "image 0 of sample 1")

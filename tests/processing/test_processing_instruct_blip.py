@@ -5,12 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoProcessor,
     BlipImageProcessorPil,
     InstructBlipProcessor,
     PreTrainedTokenizerFast,
     T5Tokenizer,
+    ViTImageProcessorPil,
 )
 
 from instructblip import InstructBLIPProcessor
@@ -102,6 +104,13 @@ def test_images_are_squashed_not_cropped(qformer_tokenizer, llama_tokenizer):
 
 
 # Rows and images
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_image_processors_that_only_take_rgb_get_it(qformer_tokenizer, llama_tokenizer, mode):
+    image_processor = ViTImageProcessorPil(size={"height": 28, "width": 28})
+    processor = InstructBLIPProcessor(image_processor, llama_tokenizer, qformer_tokenizer, num_query_tokens=4)
+    assert processor(Image.new(mode, (30, 20)), "what")["pixel_values"].shape == (1, 3, 28, 28)
 
 
 def test_an_image_that_several_prompts_use_is_processed_once(processor, tiny_images):
