@@ -44,7 +44,7 @@ def read_frames(video: Any, num_frames: int | None, name: str) -> list[Any]:
 
     Raises:
         ImportError: the video is a file and PyAV is not installed.
-        ValueError: the video holds no frames, cannot be decoded, or its frames exceed PIL's pixel limit.
+        ValueError: the video holds no frames, is cut off, cannot be decoded, or its frames exceed PIL's pixel limit.
     """
     if isinstance(video, (str, bytes, os.PathLike)):
         return _decode(video, num_frames, name)
@@ -76,7 +76,7 @@ def _decode(source: str | bytes | os.PathLike, num_frames: int | None, name: str
         found, frames = _pick(av, source, total, num_frames)
         if found != total:  # the header lied, or some packets hold no picture
             found, frames = _pick(av, source, found, num_frames)
-    except (av.FFmpegError, Image.DecompressionBombError, LookupError) as error:
+    except (av.FFmpegError, Image.DecompressionBombError, LookupError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{described} cannot be read: {reason}") from error
     if not frames:
@@ -128,4 +128,43 @@ def _pick(
                 _refuse_bomb(frame)  # frames need not have the size that the header declares
                 frames.append(frame.to_image())
             found += 1
+        _refuse_cut_off(av, container, stream, max(_matroska_end(source), _indexed_end(stream)), found)
     return found, frames
+
+
+def _refuse_cut_off(av: Any, container: Any, stream: Any, end: int, found: int) -> None:
+    """Raise if the last bytes of a file are missing: FFmpeg gives what is left as if it were the whole video.
+
+    Fewer frames than declared mean nothing as long as all bytes are there: headers lie.
+
+    Args:
+        end: where the file should end, in bytes.
+    """
+    seconds = (container.duration or 0) / av.time_base
+    expected = stream.frames or round(seconds * (stream.average_rate or 0))
+    if container.size < end and (not expected or found < expected):
+        raise EOFError(f"it is cut off, found {found} of {expected or 'an unknown number of'} frames")
+
+
+def _indexed_end(stream: Any) -> int:
+    """Where the last packet of a decoded stream should end, in bytes; 0 if its format (or an old PyAV) does not say."""
+    index = getattr(stream, "index_entries", ())
+    return index[-1].pos + index[-1].size if len(index) else 0
+
+
+def _matroska_end(source: str | bytes | os.PathLike) -> int:
+    """Where a Matroska or WebM file should end, in bytes; 0 if it does not say, as live recordings."""
+    end = 0
+    with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # the head, and the segment that is all the rest
+            file.seek(end)
+            if file.read(4) != name:
+                return 0
+            first = file.read(1)
+            more = 8 - first[0].bit_length()  # bytes of the size, told by the place of the first bit that is set
+            unknown = (1 << 7 * (more + 1)) - 1  # every bit of the size
+            size = int.from_bytes(first + file.read(more)) & unknown
+            if size == unknown:
+                return 0
+            end = file.tell() + size
+    return end

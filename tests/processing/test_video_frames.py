@@ -12,20 +12,24 @@ from instructblip.processing.video_frames import frame_indices, is_video_source,
 VIDEOS = Path(__file__).parents[3] / "shared" / "data" / "video"
 
 
-@pytest.fixture
-def clip(tmp_path):
-    """Ten frames of 32 pixels, each one grey that says its number: 20 * number + 10."""
+def write_clip(path, frames=10, codec="ffv1", **options):  # which is lossless
+    """Frames of 32 pixels, ten a second, each one grey that says its number: 20 * number + 10."""
     av = pytest.importorskip("av")
-    path = tmp_path / "clip.mkv"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=10)  # lossless
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=10)
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
-        for number in range(10):
+        for number in range(frames):
             grey = np.full((32, 32, 3), 20 * number + 10, dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Ten frames."""
+    return write_clip(tmp_path / "clip.mkv")
 
 
 def numbers(frames):
@@ -96,6 +100,47 @@ def test_the_stream_that_a_player_would_show_is_used():
     with av.open(str(VIDEOS / "nasa_13013.mp4")) as container:
         assert container.streams.video[0].width != 480
     assert read_frames(VIDEOS / "nasa_13013.mp4", 1, "v")[0].size[0] == 480
+
+
+def last_frame(path):
+    """Where the last frame begins in the file."""
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as container:
+        return max(packet.pos for packet in container.demux(video=0) if packet.size)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("clip.mkv", {}), ("clip.mp4", {"codec": "mpeg4", "movflags": "faststart"}), ("clip.avi", {"codec": "mpeg4"})],
+)
+@pytest.mark.parametrize("left", [0, 10])  # bytes of the last frame
+def test_a_video_that_is_cut_off_is_refused_with_the_frames_that_are_left(tmp_path, name, options, left):
+    path = write_clip(tmp_path / name, **options)
+    assert len(read_frames(path, None, "v")) == 10
+    cut = path.read_bytes()[: last_frame(path) + left]
+    path.write_bytes(cut)
+    reason = r"cannot be read: it is cut off, found \d+ of 10 frames"
+    with pytest.raises(ValueError, match=rf"video 1 of sample 3 \(.*{name}\) {reason}"):
+        read_frames(path, 4, "video 1 of sample 3")
+    with pytest.raises(ValueError, match=f"video 1 of sample 3 {reason}"):
+        read_frames(cut, 4, "video 1 of sample 3")
+
+
+def test_a_whole_video_with_fewer_frames_than_asked_for_gives_them_all(tmp_path):
+    assert numbers(read_frames(write_clip(tmp_path / "short.mkv", frames=3), 4, "v")) == [0, 1, 2]
+
+
+def test_a_video_that_lacks_only_what_comes_after_its_frames_is_read(clip):
+    content = clip.read_bytes()
+    assert numbers(read_frames(content[:-1], 4, "v")) == [0, 2, 5, 7]
+
+
+def test_a_recording_that_does_not_say_its_size_is_read_as_far_as_it_goes(clip):
+    """A live recording has 2^56 - 1, "unknown", for the size of its segment."""
+    content = clip.read_bytes()
+    segment = content.index(b"\x18\x53\x80\x67") + 4
+    content = content[:segment] + b"\x01" + b"\xff" * 7 + content[segment + 8 :]
+    assert numbers(read_frames(content[: last_frame(clip)], None, "v"))[:8] == list(range(8))
 
 
 @pytest.mark.parametrize(
