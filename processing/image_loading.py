@@ -31,7 +31,7 @@ def image_key(source: Any) -> Hashable:
     The path in `{"bytes": ..., "path": ...}` does not count when there are bytes: archives repeat file names.
     """
     if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source["path"]
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     return source if isinstance(source, (str, bytes)) else (type(source).__name__, id(source))
@@ -45,15 +45,19 @@ def open_image(source: Any, name: str) -> Any:
         name: what an error calls the image, such as `"image 0 of sample 3"`.
 
     Returns:
-        An RGB PIL image, upright by its EXIF tag when it came from a file; an array as it was given.
+        An RGB PIL image, upright by its EXIF tag when it came from a file; or the array, a grey one three times.
 
     Raises:
-        ValueError: the image is missing, damaged, of no known format, or has more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS`.
+        ValueError: the image is missing, damaged, of no known format, has no pixels or more than
+            `PIL.Image.MAX_IMAGE_PIXELS`, or is an array with a NaN or infinity.
     """
     if isinstance(source, (np.ndarray, torch.Tensor)):
-        return source
+        return _array(source, name)
     described = _describe(source, name)
+    if isinstance(source, dict) and source.get("bytes") is None and source.get("path") is None:
+        raise ValueError(f"{described} has neither bytes nor a path")
+    if isinstance(source, Image.Image) and 0 in source.size:
+        raise ValueError(f"{described} has no pixels: it is {source.width} x {source.height}")
     try:
         if isinstance(source, Image.Image):
             _refuse_bomb(source)
@@ -69,6 +73,21 @@ def open_image(source: Any, name: str) -> Any:
     except Exception as error:  # decoders raise anything on damaged data; nothing is swallowed here
         reason = "is not an image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be read: {error}"
         raise ValueError(f"{described} {reason}") from error
+
+
+def _array(array: np.ndarray | torch.Tensor, name: str) -> np.ndarray | torch.Tensor:
+    """Three channels for (height, width) and for one channel; any other array itself."""
+    library: Any = torch if isinstance(array, torch.Tensor) else np
+    shape = tuple(array.shape)
+    if 0 in shape:
+        raise ValueError(f"{name} has no pixels: it is an array of shape {shape}")
+    if not library.isfinite(array).all():
+        raise ValueError(f"{name} is an array with a NaN or an infinity: pixels are finite numbers")
+    if array.ndim == 2:
+        array = array[None]  # (1, height, width)
+    elif 3 in (shape[0], shape[-1]) or 1 not in (shape[0], shape[-1]):
+        return array
+    return library.concatenate([array] * 3, 0 if array.shape[0] == 1 else 2)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -68,12 +68,30 @@ def test_an_address_is_opened_with_the_same_care_as_a_file(serve, tiny_images, p
 
 
 def test_arrays_are_handed_on(tiny_images):
-    for array in (np.zeros((4, 4, 3)), torch.zeros(3, 4, 4), np.zeros((4, 4))):
+    for array in (np.zeros((4, 4, 3)), torch.zeros(3, 4, 4), np.zeros((1, 4, 3)), np.zeros((4, 4, 4))):
         assert is_image_source(array)
         assert open_image(array, "image") is array
     assert not is_image_source(np.zeros((2, 4, 4, 3)))
     assert not is_image_source(3)
     assert not is_image_source(tiny_images)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (np.zeros((0, 4, 3)), r"has no pixels: it is an array of shape \(0, 4, 3\)"),
+        (torch.zeros(3, 4, 0), r"has no pixels: it is an array of shape \(3, 4, 0\)"),
+        (Image.new("RGB", (4, 0)), "has no pixels: it is 4 x 0"),
+        (np.full((4, 4, 3), np.nan), "is an array with a NaN or an infinity"),
+        (torch.full((3, 4, 4), torch.inf), "is an array with a NaN or an infinity"),
+        ({"bytes": None, "path": None}, "has neither bytes nor a path"),
+        ({"bytes": None}, "has neither bytes nor a path"),
+    ],
+)
+def test_an_image_of_nothing_is_named(processor, source, reason):
+    assert is_image_source(source)
+    with pytest.raises(ValueError, match=f"^image 0 of sample 1 {reason}"):
+        processor([None, source], ["what", "what"])
 
 
 def test_files_are_turned_upright_and_made_rgb(tmp_path):

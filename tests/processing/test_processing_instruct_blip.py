@@ -106,11 +106,24 @@ def test_images_are_squashed_not_cropped(qformer_tokenizer, llama_tokenizer):
 # Rows and images
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
-def test_image_processors_that_only_take_rgb_get_it(qformer_tokenizer, llama_tokenizer, mode):
+@pytest.fixture
+def rgb_only(qformer_tokenizer, llama_tokenizer):
+    """A processor with an image processor that takes three channels only."""
     image_processor = ViTImageProcessorPil(size={"height": 28, "width": 28})
-    processor = InstructBLIPProcessor(image_processor, llama_tokenizer, qformer_tokenizer, num_query_tokens=4)
-    assert processor(Image.new(mode, (30, 20)), "what")["pixel_values"].shape == (1, 3, 28, 28)
+    return InstructBLIPProcessor(image_processor, llama_tokenizer, qformer_tokenizer, num_query_tokens=4)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_image_processors_that_only_take_rgb_get_it(rgb_only, mode):
+    assert rgb_only(Image.new(mode, (30, 20)), "what")["pixel_values"].shape == (1, 3, 28, 28)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (1, 30, 20), (30, 20, 1)])
+def test_a_grey_array_gives_the_pixels_of_the_grey_picture(rgb_only, shape):
+    grey = np.random.default_rng(0).integers(256, size=(30, 20), dtype=np.uint8)
+    picture = rgb_only(Image.fromarray(grey), "what")["pixel_values"]
+    for array in (grey.reshape(shape), torch.from_numpy(grey.reshape(shape))):
+        assert torch.equal(rgb_only(array, "what")["pixel_values"], picture)
 
 
 def test_an_image_that_several_prompts_use_is_processed_once(processor, tiny_images):
