@@ -95,8 +95,8 @@ class InstructBLIPEvalModel(LM):
         result_cache: folder where finished answers are kept, batch by batch; a run that was killed goes on from there.
 
     Raises:
-        ValueError: `batch_size` is not a positive number, `dtype` is unknown, the model cannot be loaded, or
-            `result_cache` with a model in memory.
+        ValueError: `batch_size` is not a positive number, `dtype` is unknown, the model cannot be loaded or is not the
+            processor's, or `result_cache` with a model in memory.
         TypeError: a model was passed without its processor.
     """
 
@@ -418,7 +418,7 @@ def load_driver(pretrained: str | PreTrainedModel, processor: str | ProcessorMix
     """Load a model and its processor; the arguments are those of `InstructBLIPEvalModel`.
 
     Raises:
-        ValueError: they cannot be loaded; names the model.
+        ValueError: they cannot be loaded, or do not belong together; names the model.
     """
     try:
         return _driver_of(pretrained, processor, **options)
@@ -464,6 +464,8 @@ def _driver_of(
         processor_class: Any = InstructBLIPProcessor if ours else AutoProcessor
         processor = processor_class.from_pretrained(processor, **hub)
     if hasattr(model, "score_candidates"):
+        if hasattr(processor, "check_compatible"):  # all but stand-ins for a processor
+            processor.check_compatible(model.config)
         return InstructBLIPDriver(model, processor, max_length)
     if max_length is not None:
         raise ValueError(

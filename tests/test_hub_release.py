@@ -154,6 +154,7 @@ def unsent(monkeypatch):
 @pytest.fixture
 def make_processor(llama_tokenizer, qformer_tokenizer):
     def make(**kwargs):
+        kwargs = {"num_query_tokens": 4, "qformer_max_length": 64, **kwargs}
         return InstructBLIPProcessor(BlipImageProcessorPil(), llama_tokenizer, qformer_tokenizer, **kwargs)
 
     return make
@@ -162,17 +163,24 @@ def make_processor(llama_tokenizer, qformer_tokenizer):
 @pytest.mark.usefixtures("unsent")
 def test_a_processor_of_another_model_is_not_pushed(tiny_model, make_processor):
     processor = make_processor(num_query_tokens=8)
-    with pytest.raises(ValueError, match="writes 8 tokens per image and the model reads 4"):
-        push_release(tiny_model("llama"), processor, "org/name")
-    processor = make_processor(num_query_tokens=4)
     model = tiny_model("llama", image_token_index=processor.image_token_id + 1)
-    with pytest.raises(ValueError, match=f"image token is {processor.image_token_id} and the model's"):
+    differences = f"image_token_id is {processor.image_token_id} here .* num_query_tokens is 8 here and 4 in the model"
+    with pytest.raises(ValueError, match=f"do not belong together: {differences}"):
+        push_release(model, processor, "org/name")
+
+
+@pytest.mark.usefixtures("unsent")
+def test_a_tokenizer_that_the_model_has_no_embeddings_for_is_not_pushed(tiny_model, make_processor):
+    processor = make_processor()
+    model = tiny_model("llama", image_token_index=processor.image_token_id)
+    processor.tokenizer.add_tokens([f"<new{number}>" for number in range(80)])  # the model has 80
+    with pytest.raises(ValueError, match=r"the language model's tokenizer has \d+ tokens but the model only 80"):
         push_release(model, processor, "org/name")
 
 
 @pytest.mark.usefixtures("unsent")
 def test_a_bridge_release_that_only_this_machine_could_load_is_not_pushed(tmp_path, tiny_model, make_processor):
-    processor = make_processor(num_query_tokens=4)
+    processor = make_processor()
     model = tiny_model("llama", image_token_index=processor.image_token_id)
     with pytest.raises(ValueError, match="where the frozen backbones are"):
         push_release(model, processor, "org/name", bridge_only=True)

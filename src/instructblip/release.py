@@ -107,16 +107,7 @@ def push_release(
         ValueError: model and processor do not fit, or a bridge-only release could not be put together elsewhere,
             because a backbone is a local folder or has no commit. Nothing is pushed.
     """
-    if processor.num_query_tokens != model.config.num_query_tokens:
-        raise ValueError(
-            f"the processor writes {processor.num_query_tokens} tokens per image and the model reads "
-            f"{model.config.num_query_tokens}: pass the processor that the model was tuned with"
-        )
-    if processor.image_token_id != model.config.image_token_id:
-        raise ValueError(
-            f"the processor's image token is {processor.image_token_id} and the model's {model.config.image_token_id}: "
-            "pass the processor that the model was tuned with"
-        )
+    processor.check_compatible(model.config)
     backbones = model.known_backbones
     if bridge_only:
         _check_backbones(backbones)

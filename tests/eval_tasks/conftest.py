@@ -120,6 +120,7 @@ def tiny_processor(request, qformer_tokenizer):
             tokenizer,
             qformer_tokenizer,
             num_query_tokens=4,
+            qformer_max_length=64,  # the tiny Q-Former's positions
             is_encoder_decoder=language == "t5",
         )
 

@@ -73,6 +73,18 @@ def test_a_model_in_memory_needs_its_processor_and_may_not_hide_in_model_args(st
         InstructBLIPEvalModel.create_from_arg_obj({"pretrained": torch.nn.Linear(1, 1)})
 
 
+def test_a_processor_of_another_model_is_refused_when_it_is_loaded(tiny_lm, tmp_path):
+    lm = tiny_lm("llama")
+    lm.processor.tokenizer.add_tokens([f"<new{number}>" for number in range(10)])
+    reason = "do not belong together: the language model's tokenizer has 90 tokens but the model only 80"
+    with pytest.raises(ValueError, match=reason):
+        InstructBLIPEvalModel(lm.model, lm.processor, device="cpu")
+    lm.model.save_pretrained(tmp_path)
+    lm.processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded: .* {reason}"):
+        InstructBLIPEvalModel(str(tmp_path), device="cpu")
+
+
 def test_lm_evals_default_device_falls_back_to_the_cpu(monkeypatch, caplog, stub_lm):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     lm = stub_lm()

@@ -219,7 +219,6 @@ def test_all_tasks_give_the_same_on_one_process_and_through_the_command_on_two(o
     grouped = {name for group in GROUPS for name in members(group)}
     asked = [*GROUPS, *(name for name in names if name not in grouped)]
     lm = tiny_lm(language, batch_size=5)
-    lm.processor.qformer_max_length = 64  # the tiny Q-Former's positions
     lm.model.save_pretrained(tmp_path / "release")
     lm.processor.save_pretrained(tmp_path / "release")
     manager = task_manager(data_root=str(official))
@@ -276,7 +275,6 @@ def test_scores_through_the_harness_are_those_of_a_forward_for_each_candidate(ta
 def test_a_document_alone_gets_the_answer_that_it_gets_among_others(official, tiny_lm):
     names = [f"instructblip_{name}" for name in ("visdial", "gqa", "msvd_qa")]
     lm = tiny_lm("llama", batch_size=4)
-    lm.processor.qformer_max_length = 64
     run = partial(lm_eval.simple_evaluate, lm, tasks=names, bootstrap_iters=0)
     every = by_document(run(task_manager=task_manager(data_root=str(official)))["samples"])
     alone = run(task_manager=task_manager(data_root=str(official)), samples={name: [3] for name in names})["samples"]

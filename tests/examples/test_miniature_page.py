@@ -29,7 +29,7 @@ def make_processor(llama_tokenizer, qformer_tokenizer):
 
     def make(side=28):
         pictures = BlipImageProcessorPil(size={"height": side, "width": side})
-        return InstructBLIPProcessor(pictures, llama_tokenizer, qformer_tokenizer, 4, is_encoder_decoder=False)
+        return InstructBLIPProcessor(pictures, llama_tokenizer, qformer_tokenizer, 4, 64, is_encoder_decoder=False)
 
     return make
 
