@@ -206,6 +206,33 @@ def test_one_kind_of_data_is_expected(script):
             script.sources(recipe)
 
 
+def test_what_the_user_can_mend_is_one_line_and_no_traceback(script, model_folder, pictures, tmp_path, capsys):
+    good = {"image": "a.png", "question": "a", "answer": "b"}
+    bad = pictures("a.jsonl", good, good | {"image": "../b.png"})
+
+    def said(arguments):
+        with pytest.raises(SystemExit, match="^2$"):
+            script.command(arguments)
+        return capsys.readouterr().err.splitlines()[-1]
+
+    line = said(settings(model_folder, tmp_path, data=str(bad)))
+    assert line.startswith("examples/train.py: ")
+    assert line.endswith("a.jsonl, row 2: image '../b.png' is not a name inside the image folder")
+    assert "gone.jsonl" in said(settings(model_folder, tmp_path, data=str(tmp_path / "gone.jsonl")))
+    assert "give either data, one dataset, or mixture" in said(settings(model_folder, tmp_path, data=None))
+    assert "No such file or directory: '/gone.yaml'" in said(["--config", "/gone.yaml"])
+
+
+@pytest.mark.parametrize("error", [ValueError("of a library"), RuntimeError("of ours")])
+def test_what_nobody_expected_keeps_its_traceback(script, model_folder, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(script, "sources", fail)
+    with pytest.raises(type(error), match=str(error)):
+        script.command(settings(model_folder, tmp_path))
+
+
 @pytest.fixture
 def mixture(tmp_path, tiny_images, questions):
     """A list of two datasets of one's own, questions and captions; both are validated."""
