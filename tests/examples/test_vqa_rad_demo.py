@@ -1,8 +1,16 @@
+import contextlib
+import functools
 import importlib.util
+import io
 import json
+import re
+import shutil
 import sys
+from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples" / "vqa_rad"
@@ -59,3 +67,67 @@ def test_the_page_holds_pictures_numbers_and_escaped_text(demo, tmp_path):
     assert "right answer: brain" in html
     assert "right answer: yes" not in html
     assert "2 test questions, 1 answered right" in html
+
+
+def write_part(folder):
+    """52 images, a batch of the vision tower's pretraining; two training questions about each, and 26 for the test."""
+    (folder / "images").mkdir(parents=True)
+    tests = json.loads((FOLDER / "data" / "testset.json").read_text())
+    names = list(dict.fromkeys(record["image_name"] for record in tests))[:52]
+    for name in names:
+        shutil.copy(FOLDER / "data" / "images" / name, folder / "images")
+    for split, asked, count in (("train", names, 2), ("test", names[:26], 1)):
+        records = json.loads((FOLDER / "data" / f"{split}set.json").read_text())
+        about = [[record for record in records if record["image_name"] == name][:count] for name in asked]
+        (folder / f"{split}set.json").write_text(json.dumps([record for few in about for record in few]))
+
+
+@pytest.fixture(scope="module")
+def small_run(demo, tmp_path_factory):
+    """What the demo prints, asks and leaves behind on a part of the data, with just enough epochs to say something."""
+    folder, printed, cards = tmp_path_factory.mktemp("demo"), io.StringIO(), []
+    write_part(folder / "data")
+    ask_release = demo.ask_release
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
+        patch.setattr(demo, "DATA", folder / "data")
+        for name, epochs in (("pretrain_language_model", 20), ("pretrain_vision_tower", 1)):
+            patch.setattr(demo, name, functools.partial(getattr(demo, name), epochs=epochs))
+        patch.setattr(demo, "ask_release", lambda *asked: cards.extend(ask_release(*asked)) or cards)
+        patch.setattr(sys, "argv", ["demo.py", "--output", str(folder / "out"), "--epochs", "4"])
+        demo.main()
+    return SimpleNamespace(output=folder / "out", printed=printed.getvalue(), cards=cards)
+
+
+def test_the_whole_demo_ends_with_a_table_of_every_row_and_the_seconds_of_tuning(small_run):
+    head, *rows, tuning = small_run.printed.partition("\nVQA-RAD test accuracy")[2].splitlines()[:8]
+    assert head.split() == ["all", "CLOSED", "OPEN"]
+    assert re.fullmatch(r"tuning the bridge took +\d+\.\d s", tuning)
+    names, numbers = zip(*((row[:58].rstrip(), row[58:].split()) for row in rows), strict=True)
+    assert names == (
+        'no image: always "no"',
+        "no image: most frequent training answer to the question",
+        "tuned bridge, generation, images exchanged at random",
+        "tuned bridge, generation, the right images",
+        "tuned bridge, ranking, images exchanged at random",
+        "tuned bridge, ranking, the right images",
+    )
+    assert numbers[0] == ["15.4%", "22.2%", "0.0%"]  # 4 of 26 questions, which are 4 of 18 CLOSED ones
+    assert all(0 <= float(number.rstrip("%")) <= 100 for row in numbers for number in row)
+
+
+def test_the_release_answers_the_same_in_the_new_process_and_in_this_one(demo, small_run):
+    ask = importlib.import_module("ask")
+    images, questions = [card.image for card in small_run.cards], [card.question for card in small_run.cards]
+    answers = ask.answer(str(small_run.output / "release"), images, questions)
+    assert [card.answer for card in small_run.cards] == answers
+    assert any(answers)
+
+
+def test_the_page_of_the_whole_demo_shows_every_picture_asked_about(small_run):
+    html = (small_run.output / "index.html").read_text()
+    right = sum(card.right for card in small_run.cards)
+    assert f"24 test questions, {right} answered right" in html
+    assert html.count("data:image/jpeg;base64,") == len(small_run.cards) == 24
+    assert html.count("<tr") == 7  # the head and six rows
+    assert all(escape(card.question) in html for card in small_run.cards)
