@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import pipeline
 
 from instructblip import InstructBLIPCollator
 
@@ -62,3 +63,26 @@ def test_encoded_answers_are_candidates(make_pair, tiny_images, language):
     scores = model.score_candidates(candidates=candidates, **processor(tiny_images[:2], ["what is this", "what"]))
     assert scores.shape == (2, 2)
     assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("language", ["t5", "llama"])
+def test_transformers_pipeline_says_what_the_model_generates(make_pair, tiny_images, tmp_path, language):
+    processor, model = make_pair(language)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    asked = {"return_full_text": False, "generate_kwargs": options}
+    texts = ["what is this ?", "what is the color of this red cat ?"]
+    expected = processor.batch_decode(
+        model.generate(**processor(tiny_images[:2], texts), **options), skip_special_tokens=True
+    )
+    assert all(expected)
+    chats = [
+        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+        for image, text in zip(tiny_images, texts, strict=False)
+    ]
+    for parts in ({"model": model, "processor": processor}, {"model": str(tmp_path)}):
+        answerer = pipeline("image-text-to-text", **parts)
+        batch = answerer(images=tiny_images[:2], text=texts, **asked)
+        assert [answer["generated_text"] for answer in batch] == expected
+        assert [answer["generated_text"] for (answer,) in answerer(text=chats, **asked)] == expected
