@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from signal import SIGINT, Signals
 from typing import Any
 
+import datasets
 import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
@@ -266,6 +267,11 @@ class ResumableTrainer(Trainer):
         args = self.args
         parts = max(1, args.dataloader_num_workers) * args.world_size
         if self.train_dataset is None or not has_position(self.train_dataset, parts):
+            if args.homogeneous_batches and isinstance(self.train_dataset, (datasets.IterableDataset, IterableDataset)):
+                raise ValueError(
+                    "homogeneous_batches with a stream that cannot say where it is: make it with stream_mixture, "
+                    "without a shuffle buffer, or leave homogeneous_batches out"
+                )
             loader = super().get_train_dataloader()
             base = getattr(loader, "base_dataloader", loader)
             if base.num_workers:
@@ -283,6 +289,7 @@ class ResumableTrainer(Trainer):
             args.process_index,
             args.world_size,
             args.order_seed,
+            args.homogeneous_batches,
             **options,
         )
         if self._resumed_from is not None:

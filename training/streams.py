@@ -17,6 +17,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
+from .homogeneous import HomogeneousPart
 from .interruptions import ShieldedWorker
 
 logger = logging.get_logger(__name__)
@@ -51,6 +52,7 @@ class StreamBatches(IterableDataset):
         workers: 0 reads in this process.
         rank, world_size: this process and their number; each reads other samples.
         seed: for workers that draw from torch's global generator, which does not go on where it was.
+        homogeneous: each batch is of one dataset.
         loader_options: of the `DataLoader` of each part.
     """
 
@@ -63,10 +65,12 @@ class StreamBatches(IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
+        homogeneous: bool = False,
         **loader_options: Any,
     ):
         self.stream, self.collate, self.batch_size, self.workers = stream, collate, batch_size, workers
         self.rank, self.world_size, self.seed, self.loader_options = rank, world_size, seed, loader_options
+        self.homogeneous = homogeneous
         self._given = 0
         self._skipped = 0  # batches that the trainer will ask for although they were trained on before
         self._states: list[str | None] = [None] * max(1, workers)
@@ -74,13 +78,16 @@ class StreamBatches(IterableDataset):
     def position(self) -> dict[str, Any]:
         """Where the stream is after the batches given so far, as JSON."""
         made_of = {"processes": self.world_size, "workers": self.workers, "batch_size": self.batch_size}
+        if self.homogeneous:
+            made_of["homogeneous"] = True
         parts = [None if state is None else json.loads(state) for state in self._states]
         return {"made_of": made_of, "batches": self._given, "parts": parts}
 
     def go_on(self, position: dict[str, Any] | None, skipped: int) -> None:
         """Continue from `position`; the trainer will first read `skipped` batches, which are None.
 
-        Where the position belongs to another number of processes or workers, the stream begins its next epoch.
+        Where the position belongs to another number of processes or workers, or to batches of another size or kind, the
+        stream begins its next epoch.
         """
         self._skipped = skipped
         made_of = self.position()["made_of"]
@@ -113,7 +120,10 @@ class StreamBatches(IterableDataset):
         if isinstance(stream, datasets.IterableDataset):  # even into one part, as this makes a copy without old state
             stream = split_dataset_by_node(stream, self.rank * parts + number, self.world_size * parts)
         state = self._states[number]
-        part = _Part(stream, None if state is None else json.loads(state))
+        start = None if state is None else json.loads(state)
+        part: _Part | HomogeneousPart = _Part(stream, start)
+        if self.homogeneous:
+            part = HomogeneousPart(part, self.batch_size, start)
         generator = torch.Generator()  # else the loader draws from the global one
         generator.manual_seed(hash((self.seed, self.rank * parts + number, self._given)) % 2**63)
         workers = {"num_workers": 1, "worker_init_fn": ShieldedWorker(), **self.loader_options} if self.workers else {}
@@ -162,7 +172,7 @@ class _Part(IterableDataset):
 class _WithState:
     """Collates a batch, and adds the state of the stream after it."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any], part: _Part):
+    def __init__(self, collate: Callable[[list[Any]], Any], part: _Part | HomogeneousPart):
         self.collate, self.part = collate, part
 
     def __call__(self, samples: list[Any]) -> tuple[Any, str]:

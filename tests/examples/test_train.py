@@ -279,7 +279,7 @@ def test_homogeneous_batches_streams_and_ablations_are_switches(
     entries = [{**entry, "size": 4, "validation": None} for entry in yaml.safe_load(Path(mixture).read_text())]
     Path(mixture).write_text(yaml.safe_dump(entries))
     options = dict(mixture=mixture, data=None, style="plain", sampling="uniform", qformer_text_input=False, max_steps=2)
-    more = dict(streaming=streaming, homogeneous_batches=not streaming, load_best_model_at_end=False)
+    more = dict(streaming=streaming, homogeneous_batches=True, load_best_model_at_end=False)
     script.main(settings(model_folder, tmp_path, prompt=None, **options, **more))
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out" / "release")
     assert model.config.qformer_text_input is False

@@ -1,15 +1,19 @@
+import itertools
+import json
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
-from instructblip.datasets_builders import InstructionDataset
+from instructblip.datasets_builders import InstructionDataset, InstructionFormat, stream_mixture
 from instructblip.datasets_builders.mixture import InstructionMixture
 from instructblip.datasets_builders.schema import make_sample, row_features
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
 from instructblip.training.console import lines
 from instructblip.training.evaluation import exact_match, row_sums, without_answers
 from instructblip.training.homogeneous import HomogeneousSampler
+from instructblip.training.streams import StreamBatches
 
 KINDS = ("t5", "llama")
 QUESTIONS = ("what is the color of this cat ?", "is there a dog ?", "what is in the picture ?", "how red is this ?")
@@ -299,6 +303,80 @@ def test_homogeneous_batches_are_a_switch(make_trainer, rows):
 def test_homogeneous_batches_of_something_else_are_refused(make_trainer, samples):
     with pytest.raises(TypeError, match="homogeneous_batches with a list: an InstructionMixture was expected"):
         make_trainer("llama", homogeneous_batches=True).get_train_dataloader()
+
+
+def batches_of(stream, count, workers=0, batch_size=4, position=None):
+    """Datasets and ids of so many homogeneous batches of a stream, and where it is then."""
+    read = StreamBatches(
+        stream, list, batch_size, workers, homogeneous=True, multiprocessing_context=workers and "fork"
+    )
+    if position is not None:
+        read.go_on(json.loads(json.dumps(position)), skipped=0)
+    given = [[(sample["dataset"], sample["id"]) for sample in batch] for batch in itertools.islice(read, count)]
+    return given, read.position()
+
+
+@pytest.fixture
+def stream(rows):
+    """Makes the same stream anew."""
+
+    def make(with_images=False, **probabilities):
+        shares = probabilities or {"a": 0.7, "b": 0.2, "c": 0.1}
+        sources = {name: rows(name, 24).rows.to_iterable_dataset(num_shards=2) for name in shares}
+        formats = {name: InstructionFormat.of(name, task="vqa") for name in shares}
+        return stream_mixture(sources, shares, formats, block_rows=4, with_images=with_images)
+
+    return make
+
+
+def test_batches_of_a_stream_are_of_one_dataset_and_keep_the_shares(stream):
+    batches, position = batches_of(stream(), 250)
+    assert all(len(batch) == 4 and len({name for name, _ in batch}) == 1 for batch in batches)
+    names = [batch[0][0] for batch in batches]
+    assert [names.count(name) / 250 for name in "abc"] == pytest.approx([0.7, 0.2, 0.1], abs=0.07)
+    order = [id for batch in batches for name, id in batch if name == "c"]
+    assert [len(set(order[start : start + 24])) for start in range(0, len(order) - 23, 24)] == [24] * (len(order) // 24)
+    assert len(position["parts"][0]["waiting"]) <= 3 * 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_one_dataset_go_on_with_the_samples_that_waited(stream, workers):
+    expected, _ = batches_of(stream(), 14, workers)
+    waited = 0
+    for after in (1, 6, 7) if workers else range(14):
+        _, position = batches_of(stream(), after, workers)
+        assert batches_of(stream(), 14 - after, workers, position=position)[0] == expected[after:], after
+        waited += sum(len(part["waiting"]) for part in position["parts"] if part)
+    assert waited
+
+
+def test_going_on_twice_is_as_going_on_once(stream):
+    expected, _ = batches_of(stream(), 12)
+    _, position = batches_of(stream(), 4)
+    _, position = batches_of(stream(), 3, position=position)
+    assert batches_of(stream(), 5, position=position)[0] == expected[7:]
+
+
+def test_no_batch_of_a_stream_waits_for_a_rare_dataset(stream):
+    batches, position = batches_of(stream(a=0.999, b=0.001), 20)
+    assert {name for batch in batches for name, _ in batch} == {"a"}
+    assert position["parts"][0]["read"] <= 80 + 6
+
+
+def test_homogeneous_batches_of_a_stream_are_a_switch(make_trainer, stream):
+    for switch, most in ((True, 1), (False, 2)):
+        trainer = make_trainer("llama", data=stream(True, a=0.5, b=0.5), homogeneous_batches=switch, max_steps=9)
+        batches = itertools.islice(trainer.get_train_dataloader(), 9)
+        assert max(len(set(batch["dataset"])) for batch in batches) == most
+
+
+def test_streams_that_cannot_have_homogeneous_batches_are_refused(make_trainer, rows, samples):
+    unnamed = Dataset.from_list([{"id": "s0", "instruction": "a ?", "response": "b"}] * 8).to_iterable_dataset()
+    with pytest.raises(ValueError, match="a stream whose sample s0 has no `dataset`"):
+        next(iter(make_trainer("llama", data=unnamed, homogeneous_batches=True, max_steps=1).get_train_dataloader()))
+    shuffled = make_trainer("llama", data=unnamed.shuffle(buffer_size=2), homogeneous_batches=True, max_steps=1)
+    with pytest.raises(ValueError, match="homogeneous_batches with a stream that cannot say where it is"):
+        shuffled.get_train_dataloader()
 
 
 # ---- console

@@ -114,12 +114,14 @@ def test_a_run_killed_at_twenty_moments_gives_the_losses_and_samples_of_an_unbro
     [
         ("finite", {"max_steps": 15}),
         ("endless", {"max_steps": 8, "gradient_accumulation_steps": 2, "dataloader_num_workers": 3}),
+        ("endless", {"max_steps": 8, "dataloader_num_workers": 2, "homogeneous_batches": True}),
     ],
 )
 def test_a_stream_goes_on_at_the_next_sample(settings, data, options):
-    """Of the finite one in its third epoch; with workers, where the turn of the next one was."""
-    unbroken = settings(f"unbroken-{data}", data=data, **options)
-    killed = settings(f"killed-{data}", data=data, **options)
+    """Of the finite one in its third epoch; with workers, where the turn of the next one was; samples that waited."""
+    kind = f"{data}-homogeneous" if options.get("homogeneous_batches") else data
+    unbroken = settings(f"unbroken-{kind}", data=data, **options)
+    killed = settings(f"killed-{kind}", data=data, **options)
     assert killable_run.run(unbroken) == 0, said(unbroken)
     for number in range(2):
         assert killable_run.run(killed, resume=number > 0, event=180) == KILLED
@@ -173,7 +175,8 @@ def test_a_stream_whose_parts_have_changed_goes_on_with_another_epoch(trainer, c
 def test_two_processes_go_on_alike(settings):
     """Both are killed while the first writes a checkpoint; maps and streams."""
     for data in ("rows", "endless"):
-        unbroken, killed = (settings(f"{name}-two-{data}", data=data, max_steps=6) for name in ("unbroken", "killed"))
+        options = dict(data=data, max_steps=6, homogeneous_batches=data == "endless")
+        unbroken, killed = (settings(f"{name}-two-{data}", **options) for name in ("unbroken", "killed"))
         assert two_processes(unbroken) == [0, 0], said(unbroken)
         assert two_processes(killed, event=200)[0] == KILLED
         assert two_processes(killed, resume=True) == [0, 0], said(killed)
