@@ -90,6 +90,16 @@ class ResumableTrainer(Trainer):
             self._end_process()
         return output
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which looks whether the run is over after a step only, and so trains one too many."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+            return
+        logger.warning(
+            f"{self._resumed_from} is the end of the run, of {self.state.max_steps} steps: nothing is trained"
+        )
+        self.control.should_training_stop = True
+
     def _checked(self, resume_from_checkpoint: str | bool) -> str:
         """The path of a checkpoint that is whole, the same on all processes."""
         if resume_from_checkpoint is True:

@@ -129,6 +129,25 @@ def test_a_stream_goes_on_at_the_next_sample(settings, data, options):
     same_steps(killable_run.lines(killed["record"]), killable_run.lines(unbroken["record"]))
 
 
+@pytest.mark.parametrize("data", ["rows", "endless"])
+def test_a_run_that_is_over_trains_no_step_more(trainer, caplog, data):
+    """Within an epoch, where max_steps ends it; the best checkpoint is loaded all the same."""
+    options = dict(data=data, max_steps=5, save_steps=1, eval_strategy="steps", eval_steps=1)
+    options |= dict(load_best_model_at_end=True, metric_for_best_model="loss")
+    trainer(f"over-{data}", **options).train()
+    again = trainer(f"over-{data}", **options)
+    ended = []
+    again.add_callback(type("Ended", (TrainerCallback,), {"on_train_end": lambda *_, **__: ended.append(True)})())
+    trained = len(killable_run.lines(again.record))
+    assert again.train(resume_from_checkpoint=True).global_step == 5
+    assert len(killable_run.lines(again.record)) == trained
+    assert checkpoints.checkpoint_steps(again.args.output_dir)[0] == 5
+    best = load_file(os.path.join(again.state.best_model_checkpoint, "model.safetensors"))
+    assert torch.equal(again.model.query_tokens, best["query_tokens"])
+    assert ended
+    assert "checkpoint-5 is the end of the run, of 5 steps: nothing is trained" in caplog.text
+
+
 def test_going_on_reads_no_sample_of_a_stream_again(trainer, monkeypatch):
     trainer("read", data="finite", max_steps=4).train()
     read, picture = [], killable_run.picture
