@@ -68,11 +68,12 @@ class ResumableTrainer(Trainer):
         """Train, from the beginning or from a checkpoint.
 
         Args:
-            resume_from_checkpoint: True takes the newest whole checkpoint of `args.output_dir`; or the path of one.
+            resume_from_checkpoint: True takes the newest whole checkpoint of `args.output_dir`, or where there is none
+                yet, warns and starts from the beginning; a path takes that one.
             trial, ignore_keys_for_eval: as transformers has them.
 
         Raises:
-            ValueError: there is no whole checkpoint, or the one at the path is broken.
+            ValueError: all checkpoints are broken, or the one at the path is broken or not there.
             FloatingPointError: a loss or gradient is not finite; names step and samples.
             SystemExit: after SIGTERM, with code 143, when the checkpoint is written.
             KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
@@ -100,8 +101,8 @@ class ResumableTrainer(Trainer):
         )
         self.control.should_training_stop = True
 
-    def _checked(self, resume_from_checkpoint: str | bool) -> str:
-        """The path of a checkpoint that is whole, the same on all processes."""
+    def _checked(self, resume_from_checkpoint: str | bool) -> str | None:
+        """The path of a checkpoint that is whole, the same on all processes; None for one that is not there yet."""
         if resume_from_checkpoint is True:
             return self._newest_checkpoint(self.args.output_dir)
         path = os.path.normpath(str(resume_from_checkpoint))
@@ -119,14 +120,20 @@ class ResumableTrainer(Trainer):
             )
         return path
 
-    def _newest_checkpoint(self, folder: str) -> str:
+    def _newest_checkpoint(self, folder: str) -> str | None:
+        """The path of the newest whole checkpoint; None where the run was killed before the first one.
+
+        Raises:
+            ValueError: there are checkpoints, and none is whole.
+        """
         found = checkpoints.newest_whole(folder) if self.args.should_save else None
         found_by_all = [one for one in gather_object([found]) if one is not None]  # several where nodes share no disk
         step = min((one[0] or 0 for one in found_by_all), default=0)
         broken = {number: wrong for one in found_by_all for number, wrong in one[1].items()}
         if not step:
-            if not broken:
-                raise ValueError(f"{folder} has no checkpoint to resume from: start without resume_from_checkpoint")
+            if not broken:  # a script that starts a killed run again cannot know whether there is one
+                logger.warning_once(f"{folder} has no checkpoint to resume from: the run starts from the beginning")
+                return None
             listed = "; ".join(f"checkpoint-{number}: {wrong}" for number, wrong in broken.items())
             raise ValueError(
                 f"{folder} has no whole checkpoint to resume from. {listed}. Start again without "

@@ -95,13 +95,13 @@ def test_a_run_killed_at_twenty_moments_gives_the_losses_and_samples_of_an_unbro
     draw.shuffle(moments)
     saved = 0
     for moment in moments:
-        code = killable_run.run(killed, resume=saved > 0, **moment)
+        code = killable_run.run(killed, resume=True, **moment)
         assert code == (DEAD_AT_BYTE if "byte" in moment else KILLED), said(killed)[-3000:]
         step, broken = checkpoints.newest_whole(killed["folder"])
         assert (step or 0) >= saved
         assert not broken
         saved = step or 0
-    assert killable_run.run(killed, resume=saved > 0) == 0
+    assert killable_run.run(killed, resume=True) == 0
     same_steps(killable_run.lines(killed["record"]), killable_run.lines(unbroken["record"]))
     left = {path.name for path in Path(killed["folder"]).iterdir()}
     assert left == {"checkpoint-38", "checkpoint-40"}
@@ -123,8 +123,8 @@ def test_a_stream_goes_on_at_the_next_sample(settings, data, options):
     unbroken = settings(f"unbroken-{kind}", data=data, **options)
     killed = settings(f"killed-{kind}", data=data, **options)
     assert killable_run.run(unbroken) == 0, said(unbroken)
-    for number in range(2):
-        assert killable_run.run(killed, resume=number > 0, event=180) == KILLED
+    for _ in range(2):
+        assert killable_run.run(killed, resume=True, event=180) == KILLED
     assert killable_run.run(killed, resume=True) == 0, said(killed)
     same_steps(killable_run.lines(killed["record"]), killable_run.lines(unbroken["record"]))
 
@@ -342,10 +342,17 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_broken_one(trainer, caplog):
     assert checkpoints.problem(str(folder / "checkpoint-4")) is None
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(trainer, caplog):
+    unbroken = trainer("first", max_steps=2)
+    unbroken.train()
+    again = trainer("killed-first", max_steps=2)
+    again.train(resume_from_checkpoint=True)
+    assert f"{again.args.output_dir} has no checkpoint to resume from: the run starts from the beginning" in caplog.text
+    same_steps(killable_run.lines(again.record), killable_run.lines(unbroken.record))
+
+
 def test_without_a_whole_checkpoint_the_error_says_what_is_wrong_with_each(trainer):
     run = trainer("none", max_steps=2)
-    with pytest.raises(ValueError, match="no checkpoint to resume from: start without"):
-        run.train(resume_from_checkpoint=True)
     run.train()
     truncate(newest(run.args.output_dir) / "model.safetensors")
     with pytest.raises(ValueError, match=r"no whole checkpoint .* checkpoint-2: model.safetensors has \d+ bytes"):
