@@ -187,7 +187,7 @@ class ResumableTrainer(Trainer):
             )
             return
         if self._push_when_whole:
-            super()._push_from_checkpoint(checkpoints.checkpoint_path(folder, step))
+            self._push_whole(checkpoints.checkpoint_path(folder, step))
         if self.args.should_save:
             limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
             rotate_checkpoints(folder, save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
@@ -217,6 +217,20 @@ class ResumableTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self._push_when_whole = True
 
+    def _push_whole(self, checkpoint: str) -> None:
+        """Begin to upload a checkpoint; transformers copies its weights into `args.output_dir` for that."""
+        self._save_errors = errors = []
+        try:
+            with self._noting_errors():
+                super()._push_from_checkpoint(checkpoint)
+        finally:
+            self._save_errors = None
+        if errors:
+            logger.warning(
+                f"{checkpoint} could not be pushed to the Hub: {errors[0]}. It is whole on the disk; the training goes "
+                "on, and the next one is pushed when it is due"
+            )
+
     def _error_of_any(self) -> str | None:
         return next((error for errors in gather_object([self._save_errors]) for error in errors), None)
 
@@ -225,10 +239,8 @@ class ResumableTrainer(Trainer):
         """While a checkpoint is saved, a full disk must not keep a process from a barrier; else it does nothing."""
         try:
             yield
-        except (OSError, SafetensorError, RuntimeError) as error:
-            # torch's writer raises RuntimeErrors that say nothing about the disk but where it stopped.
-            writer = any(word in str(error) for word in ("PytorchStreamWriter", "unexpected pos", "inline_container"))
-            if self._save_errors is None or (isinstance(error, RuntimeError) and not writer):
+        except Exception as error:
+            if self._save_errors is None or not _of_the_disk(error):
                 raise
             self._save_errors.append(f"{type(error).__name__}: {error}")
 
@@ -437,6 +449,15 @@ class _StopAfterStep(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.trainer._stopping:  # the epoch is not over
             control.should_save = control.should_evaluate = control.should_log = False
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Whether this is how one of those who write a checkpoint says that the disk does not take it."""
+    if isinstance(error, RuntimeError):  # of torch's writer; it says nothing about the disk but where it stopped
+        return any(word in str(error) for word in ("PytorchStreamWriter", "unexpected pos", "inline_container"))
+    if type(error) is Exception:  # of the tokenizers' writer
+        return "os error" in str(error)
+    return isinstance(error, (OSError, SafetensorError))
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -407,28 +407,34 @@ def test_a_save_killed_before_the_rename_is_finished_at_the_next_start(tmp_path,
 # Full disks
 
 
-@pytest.mark.parametrize("part", ["model", "optimizer", "state"])
+@pytest.mark.parametrize("part", ["model", "tokenizer", "optimizer", "state"])
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(trainer, monkeypatch, caplog, part):
     run = trainer(f"full-{part}", max_steps=5, save_steps=1, save_total_limit=1)
     full = [2, 3]  # steps
+    error = Exception("No space left on device (os error 28)") if part == "tokenizer" else OSError(28, "No space left")
 
     def refusing(write):
         def writer(*args, **kwargs):
             if run.state.global_step in full:
-                raise OSError(28, "No space left on device")
+                raise error
             return write(*args, **kwargs)
 
         return writer
 
     if part == "model":
         monkeypatch.setattr(run.model, "save_pretrained", refusing(run.model.save_pretrained))
+    elif part == "tokenizer":
+        made = run.processing_class
+        monkeypatch.setattr(made, "save_pretrained", refusing(made.save_pretrained))
     elif part == "optimizer":
         monkeypatch.setattr(torch, "save", refusing(torch.save))
     else:
         monkeypatch.setattr(checkpoints, "_write_manifest", refusing(checkpoints._write_manifest))
     run.train()
     assert run.state.global_step == 5
-    assert "checkpoint-2 could not be written: OSError: [Errno 28] No space left on device" in caplog.text
+    assert re.search(
+        r"checkpoint-2 could not be written: (OSError: \[Errno 28\]|Exception:) No space left", caplog.text
+    )
     assert "checkpoint-1 is still there; the training goes on" in caplog.text
     assert {path.name for path in Path(run.args.output_dir).iterdir()} == {"checkpoint-5"}
 
@@ -504,6 +510,20 @@ def test_a_push_is_of_the_checkpoint_under_its_name(trainer, monkeypatch):
     )
     run.train()
     assert pushed == [(os.path.join(run.args.output_dir, "checkpoint-2"), None)]
+
+
+def test_a_full_disk_costs_a_push_and_not_the_run(trainer, monkeypatch, caplog):
+    """transformers copies the weights beside the checkpoints to push them."""
+    run = trainer("full-push", max_steps=3, save_steps=1)
+    run.args.push_to_hub, run.push_in_progress = True, None
+
+    def full(source, target):
+        raise OSError(28, "No space left on device", target)
+
+    monkeypatch.setattr(shutil, "copy", full)
+    assert run.train().global_step == 3
+    assert "checkpoint-3 could not be pushed to the Hub: OSError: [Errno 28] No space left on device" in caplog.text
+    assert checkpoints.newest_whole(run.args.output_dir) == (3, {})
 
 
 def test_the_best_checkpoint_is_known_by_its_last_name(trainer):
