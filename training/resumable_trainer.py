@@ -73,7 +73,8 @@ class ResumableTrainer(Trainer):
             trial, ignore_keys_for_eval: as transformers has them.
 
         Raises:
-            ValueError: all checkpoints are broken, or the one at the path is broken or not there.
+            ValueError: all checkpoints are broken, or the one at the path is broken or not there, or after training the
+                best one is.
             FloatingPointError: a loss or gradient is not finite; names step and samples.
             SystemExit: after SIGTERM, with code 143, when the checkpoint is written.
             KeyboardInterrupt: after Ctrl-C, when the checkpoint is written.
@@ -106,6 +107,15 @@ class ResumableTrainer(Trainer):
         if resume_from_checkpoint is True:
             return self._newest_checkpoint(self.args.output_dir)
         path = os.path.normpath(str(resume_from_checkpoint))
+        wrong = self._problem(path, "It is taken as it is, since it was asked for")
+        if wrong:
+            raise ValueError(
+                f"cannot resume from {path}: {wrong}. resume_from_checkpoint=True takes the newest whole one"
+            )
+        return path
+
+    def _problem(self, path: str, unchecked: str) -> str | None:
+        """What is wrong with a checkpoint, the same on all processes; of one without checksums it says `unchecked`."""
         wrong = None
         if not os.path.isdir(path):
             wrong = "there is no such folder"
@@ -113,12 +123,24 @@ class ResumableTrainer(Trainer):
             wrong = checkpoints.problem(path)
         wrong = next((text for text in gather_object([wrong]) if text), None)
         if wrong and os.path.isdir(path) and not os.path.exists(os.path.join(path, checkpoints.MANIFEST)):
-            logger.warning(f"{path} cannot be checked: {wrong}. It is taken as it is, since it was asked for")
-        elif wrong:
+            logger.warning(f"{path} cannot be checked: {wrong}. {unchecked}")
+            return None
+        return wrong
+
+    def _load_best_model(self) -> None:
+        """As in transformers, but a checkpoint that is not as it was written is an error.
+
+        Raises:
+            ValueError: it is damaged, or gone.
+        """
+        best = self.state.best_model_checkpoint
+        wrong = self._problem(best, "It is the best one, and is loaded as it is")
+        if wrong:
             raise ValueError(
-                f"cannot resume from {path}: {wrong}. resume_from_checkpoint=True takes the newest whole one"
+                f"the best checkpoint, {best}, cannot be loaded: {wrong}. The training is over: to have the "
+                "model of the last step instead, resume with load_best_model_at_end=False"
             )
-        return path
+        super()._load_best_model()
 
     def _newest_checkpoint(self, folder: str) -> str | None:
         """The path of the newest whole checkpoint; None where the run was killed before the first one.

@@ -537,6 +537,27 @@ def test_the_best_checkpoint_is_known_by_its_last_name(trainer):
     assert saved["best_model_checkpoint"].startswith(os.path.join(run.args.output_dir, "checkpoint-"))
 
 
+@pytest.mark.parametrize("damage", [garble, shutil.rmtree])
+def test_no_release_is_made_of_a_damaged_best_checkpoint(trainer, damage):
+    options = dict(
+        eval_strategy="steps", eval_steps=1, save_steps=1, metric_for_best_model="loss", save_total_limit=None
+    )
+    options |= dict(greater_is_better=True, learning_rate=1e-3)  # the first step is the best
+
+    class Damage(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                best = Path(state.best_model_checkpoint)
+                damage(best if damage is shutil.rmtree else best / "model.safetensors")
+
+    run = trainer(f"best-{damage.__name__}", max_steps=3, load_best_model_at_end=True, callbacks=[Damage()], **options)
+    wrong = "there is no such folder" if damage is shutil.rmtree else "the content of model.safetensors has changed"
+    with pytest.raises(ValueError, match=f"the best checkpoint, .*checkpoint-1, cannot be loaded: {wrong}"):
+        run.train()
+    again = trainer(f"best-{damage.__name__}", max_steps=3, load_best_model_at_end=False, **options)
+    assert again.train(resume_from_checkpoint=True).global_step == 3
+
+
 def test_a_logged_mean_goes_on_over_a_checkpoint(trainer):
     """Logs every third step, saves every second."""
     whole = trainer("mean", max_steps=6, logging_steps=3)
