@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, logging
 
@@ -87,6 +88,8 @@ class InstructBLIPTrainingArguments(TrainingArguments):
             )
         if self.bf16 is None:
             self.bf16 = not (self.fp16 or self.use_cpu) and is_torch_bf16_gpu_available()
+        if self.use_cpu or not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # nothing to pin for, and both torch and transformers would warn of it
         if self.accelerator_config is None:
             # accelerate's default for streams cuts every tensor of a batch by rows, which parts samples from images;
             # and its default for all makes the host wait for each step before it launches the next.

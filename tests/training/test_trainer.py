@@ -329,9 +329,6 @@ def test_one_process_uses_one_of_several_gpus_and_says_so(monkeypatch, tmp_path,
 
 def test_batches_go_to_the_device_without_waiting_for_it(train, monkeypatch):
     trainer = train("llama")
-    assert trainer.get_train_dataloader()._non_blocking
-    unpinned = train("llama", dataloader_pin_memory=False)  # accelerate warns of that with `non_blocking`
-    assert not unpinned.get_train_dataloader()._non_blocking
     moves = []
     move = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: tensor.dtype == torch.long)
@@ -340,6 +337,23 @@ def test_batches_go_to_the_device_without_waiting_for_it(train, monkeypatch):
     assert trainer._prepare_input(batch)["sizes"] == {"uses": 1}
     assert any(how.get("non_blocking") for tensor, how in moves if tensor is batch["input_ids"])
     assert not any(how.get("non_blocking") for tensor, how in moves if tensor is batch["image_embeds"])
+
+
+@pytest.mark.parametrize("accelerator", [True, False])
+def test_memory_is_pinned_and_moved_from_without_waiting_where_there_is_a_device(tmp_path, monkeypatch, accelerator):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    args = InstructBLIPTrainingArguments(str(tmp_path), bf16=False)
+    assert args.dataloader_pin_memory == args.accelerator_config.non_blocking == accelerator
+    unpinned = InstructBLIPTrainingArguments(str(tmp_path), bf16=False, dataloader_pin_memory=False)
+    assert not unpinned.accelerator_config.non_blocking  # of which transformers would warn
+
+
+@pytest.mark.parametrize("use_cpu", [True, False])
+def test_nothing_is_warned_about_pinned_memory_on_a_cpu(train, caplog, recwarn, monkeypatch, use_cpu):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    next(iter(train("llama", use_cpu=use_cpu, bf16=False).get_train_dataloader()))
+    assert "pin_memory" not in caplog.text
+    assert not [warning for warning in recwarn if "pin_memory" in str(warning.message)]
 
 
 def test_cuda_graphs_do_not_go_with_accumulated_gradients(tmp_path):
