@@ -1,5 +1,7 @@
 import itertools
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -379,7 +381,46 @@ def test_streams_that_cannot_have_homogeneous_batches_are_refused(make_trainer, 
         shuffled.get_train_dataloader()
 
 
-# ---- console
+# ---- trackers and console
+
+
+@pytest.fixture
+def curves(monkeypatch):
+    """What transformers' callback for TensorBoard writes: name -> (step, value), with a writer in its place."""
+    written = {}
+
+    class Writer:
+        def __init__(self, log_dir):
+            pass
+
+        def add_scalar(self, name, value, step):
+            written.setdefault(name, []).append((step, value))
+
+        def __getattr__(self, name):
+            return lambda *args, **kwargs: None
+
+    package = types.ModuleType("torch.utils.tensorboard")
+    package.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: True)
+    return written
+
+
+def test_a_tracker_gets_the_values_of_each_dataset_and_the_scores(make_trainer, samples, curves):
+    trainer = make_trainer(
+        "llama", evaluated={"even": samples[::2], "odd": samples[1::2]}, report_to="tensorboard", max_steps=2,
+        predict_with_generate=True, generation_max_new_tokens=2, eval_strategy="steps", eval_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    names = [f"train/{what}{of}" for what in ("loss", "token_accuracy") for of in ("", "/even", "/odd")]
+    names += [f"eval/{what}" for what in ("loss", "token_accuracy", "score")]
+    names += [f"eval/{of}_{what}" for of in ("even", "odd") for what in ("loss", "token_accuracy", "exact_match")]
+    for name in names:
+        assert [step for step, _ in curves.get(name, ())] == [1, 2], name
+        assert all(isinstance(value, float) for _, value in curves[name]), name
+    assert curves["train/loss/even"][0] != curves["train/loss/odd"][0]
+    scores = [entry["eval_score"] for entry in trainer.state.log_history if "eval_score" in entry]
+    assert [value for _, value in curves["eval/score"]] == scores
 
 
 def test_the_console_has_a_line_for_each_dataset():
