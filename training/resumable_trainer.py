@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from signal import SIGINT, Signals
 from typing import Any
 
@@ -16,7 +18,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import HubStrategy, TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from . import checkpoints
@@ -240,10 +242,13 @@ class ResumableTrainer(Trainer):
         self._push_when_whole = True
 
     def _push_whole(self, checkpoint: str) -> None:
-        """Begin to upload a checkpoint; transformers copies its weights into `args.output_dir` for that."""
+        """Begin an upload of a checkpoint. transformers copies its weights into `args.output_dir`, but no code."""
         self._save_errors = errors = []
         try:
             with self._noting_errors():
+                if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+                    for code in Path(checkpoint).glob("*.py"):  # without it, only we could load it
+                        shutil.copy(code, self.args.output_dir)
                 super()._push_from_checkpoint(checkpoint)
         finally:
             self._save_errors = None
