@@ -5,10 +5,11 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainingArguments
+from transformers import DynamicCache, TrainerCallback, TrainingArguments
 
 from instructblip import InstructBLIPForConditionalGeneration
 from instructblip.training import InstructBLIPTrainer, InstructBLIPTrainingArguments
+from instructblip.training.evaluation import without_answers
 from instructblip.training.muon import MuonAndAdamW
 
 KINDS = ("t5", "llama")
@@ -223,6 +224,19 @@ def test_evaluating_the_loss_alone_computes_no_vocabulary_logits(train):
     )
     trainer.evaluate()
     assert asked == [True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_kv_cache_is_built_while_training(train, monkeypatch, kind):
+    """Of no use there; it would hold the keys and values of all layers until the backward pass."""
+    trainer = train(kind, max_steps=1)
+    built, build = [], DynamicCache.__init__
+    monkeypatch.setattr(DynamicCache, "__init__", lambda *args, **kwargs: (built.append(1), build(*args, **kwargs))[1])
+    trainer.train()
+    assert not built
+    inputs = next(iter(trainer.get_train_dataloader()))
+    trainer.model.generate(**without_answers(inputs, kind == "t5"), max_new_tokens=2)
+    assert built  # where there is one, it is seen here
 
 
 @pytest.mark.parametrize("keep", [True, False])
