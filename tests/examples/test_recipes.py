@@ -20,10 +20,19 @@ GPUS = 16  # of the paper, and of the recipes that reproduce it
 BATCHES = {  # samples a step
     "stage1": 1680,
     "stage2": 1520,
+    "stage2_flan_t5_xxl": 1520,
+    "stage2_vicuna_7b": 1920,
+    "stage2_vicuna_13b": 1920,
     "instruct_flan_t5_xl": 192,
     "instruct_vicuna_7b": 128,
     "instruct_flan_t5_xxl": 64,
     "instruct_vicuna_13b": 64,
+}
+STAGE2 = {  # variant: recipe, language model
+    "flan_t5_xl": ("stage2", "google/flan-t5-xl"),
+    "flan_t5_xxl": ("stage2_flan_t5_xxl", "google/flan-t5-xxl"),
+    "vicuna_7b": ("stage2_vicuna_7b", "lmsys/vicuna-7b-v1.1"),
+    "vicuna_13b": ("stage2_vicuna_13b", "lmsys/vicuna-13b-v1.1"),
 }
 every_recipe = pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 
@@ -80,7 +89,8 @@ def test_instruction_tuning_is_the_papers(parsed, name):
 
 @pytest.mark.parametrize(
     ("name", "steps", "scheduler", "options"),
-    [("stage1", 250_000, "cosine", {}), ("stage2", 80_000, "cosine_with_min_lr", {"min_lr": 5e-5})],
+    [("stage1", 250_000, "cosine", {})]
+    + [(name, 80_000, "cosine_with_min_lr", {"min_lr": 5e-5}) for name, _ in STAGE2.values()],
 )
 def test_the_stages_before_are_blip2s(parsed, name, steps, scheduler, options):
     _, training = parsed(name)
@@ -130,12 +140,32 @@ def test_an_ablation_is_one_switch(parsed, switch):
     assert str(options[switch[0].removeprefix("--")]).lower() == switch[1]
 
 
+@pytest.mark.parametrize("variant", STAGE2)
+def test_each_stage_begins_with_what_the_one_before_wrote(parsed, variant):
+    name, language_model = STAGE2[variant]
+    recipe, training = parsed(name)
+    assert parsed(f"instruct_{variant}")[0].model == f"{training.output_dir}/release"
+    assert (recipe.stage, recipe.language_model) == (2, language_model)
+    assert recipe.stage1 == f"{parsed('stage1')[1].output_dir}/release"
+
+
+def test_a_variant_is_launched_alike_in_both_stages():
+    def launched(name):
+        text = (EXAMPLES / "recipes" / f"{name}.yaml").read_text()
+        assert f"--config examples/recipes/{name}.yaml" in text
+        return re.search(r"--config_file (\S+) --num_processes \d+", text)[0]
+
+    for variant, (name, _) in STAGE2.items():
+        assert launched(name) == launched(f"instruct_{variant}")
+
+
 def test_variants_differ_in_model_folder_and_batch_only():
     for path in RECIPES:
-        if path.stem.startswith("instruct_"):
+        if path.stem.startswith(("instruct_", "stage2_")):
             values = yaml.safe_load(path.read_text())
             assert set(values) == {
-                "include", "model", "output_dir", "per_device_train_batch_size", "gradient_accumulation_steps",
+                "model" if path.stem.startswith("instruct_") else "language_model",
+                "include", "output_dir", "per_device_train_batch_size", "gradient_accumulation_steps",
             }  # fmt: skip
 
 
