@@ -161,6 +161,8 @@ def test_a_checkpoint_holds_the_bridge_and_the_optimizer_only(train):
     state = torch.load(os.path.join(folder, "optimizer.pt"), weights_only=True)["state"]
     trained = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
     assert sorted(entry["exp_avg"].numel() for entry in state.values()) == sorted(trained)
+    numbers = sum(tensor.numel() for entry in state.values() for tensor in entry.values() if tensor.dim())
+    assert numbers == 2 * sum(trained)  # so a checkpoint is three times the bridge
     assert {"scheduler.pt", "rng_state.pth", "trainer_state.json", "tokenizer.json"} <= set(os.listdir(folder))
 
 
