@@ -370,7 +370,7 @@ def _pictures(item: Mapping[str, Any], index: int) -> str:
 
 
 def thumbnail(image: Any, name: str) -> bytes:
-    """A small JPEG of anything that the processor opens; what is transparent becomes white.
+    """A small JPEG of anything that the processor opens, as it opens it: without transparency.
 
     Raises:
         ValueError: the image cannot be read; calls it `name`.
@@ -385,10 +385,6 @@ def thumbnail(image: Any, name: str) -> bytes:
                 np.uint8
             )
         picture = Image.fromarray(array.squeeze(-1) if array.ndim == 3 and array.shape[2] == 1 else array)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
     picture = picture.convert("RGB")
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()

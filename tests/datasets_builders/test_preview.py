@@ -77,7 +77,7 @@ def test_every_kind_of_image_is_shown(tmp_path):
     items = [
         item(image=np.full((6, 8, 3), 200, np.uint8)),
         item(image=np.full((3, 6, 8), 0.5)),
-        item(image=Image.new("RGBA", (8, 6), (0, 0, 0, 0))),
+        item(image=Image.new("RGBA", (8, 6), (200, 200, 200, 0))),
         item(image=Image.new("I;16", (8, 6))),
         item(image=Image.new("P", (900, 600))),
         item(image=None),
@@ -87,7 +87,7 @@ def test_every_kind_of_image_is_shown(tmp_path):
     shown = pictures(page)
     assert len(shown) == 5 + 8
     assert [picture.size for picture in shown[:5]] == [(8, 6)] * 4 + [(400, 267)]
-    assert shown[2].getpixel((0, 0)) == (255, 255, 255)  # transparent becomes white, not black
+    assert shown[2].getpixel((0, 0)) == (200, 200, 200)  # what is behind transparency, which is what a model sees
     assert abs(shown[1].getpixel((0, 0))[0] - 127) < 3
     assert "and 3 more" in page
     assert "no image" in page
