@@ -378,13 +378,13 @@ def thumbnail(image: Any, name: str) -> bytes:
     picture = open_image(image, name)
     if not isinstance(picture, Image.Image):
         array = np.asarray(picture)
-        if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
             array = array.transpose(1, 2, 0)  # channels first, as tensors have them
         if array.dtype != np.uint8:
             array = (np.clip(array, 0, 1 if array.max() <= 1 else 255) * (255 if array.max() <= 1 else 1)).astype(
                 np.uint8
             )
-        picture = Image.fromarray(array.squeeze(-1) if array.ndim == 3 and array.shape[2] == 1 else array)
+        picture = Image.fromarray(array)
     picture = picture.convert("RGB")
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()

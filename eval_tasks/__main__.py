@@ -14,12 +14,12 @@ import importlib
 import logging
 import os
 import sys
-import traceback
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from instructblip.eval_tasks import TASK_FOLDER
+from instructblip.user_errors import raised_by
 
 if TYPE_CHECKING:
     from lm_eval._cli import HarnessCLI
@@ -85,7 +85,7 @@ def run_lm_eval(argv: Sequence[str]) -> None:
         _describe(command_line)
         command_line.execute(with_our_tasks(command_line.parse_args()))
     except (ValueError, OSError) as error:
-        if not _is_meant_for_users(error):
+        if not raised_by(error, ("instructblip.", "lm_eval.")):  # but by a library or a task of the user's
             raise
         logging.getLogger("lm_eval").debug("where it was raised:", exc_info=True)  # for LMEVAL_LOG_LEVEL=DEBUG
         _refuse(f"instructblip-eval: {' '.join(str(error).split())}")
@@ -130,12 +130,6 @@ def _describe(command_line: HarnessCLI) -> None:
 def _refuse(sentence: str) -> NoReturn:
     print(sentence, file=sys.stderr)
     sys.exit(USE_ERROR)
-
-
-def _is_meant_for_users(error: Exception) -> bool:
-    """Whether our code or lm-eval's raised it, and not a library or a task of the user's that either of them calls."""
-    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-    return innermost.f_globals.get("__name__", "").startswith(("instructblip.", "lm_eval."))
 
 
 def _is_for_our_users(record: logging.LogRecord) -> bool:

@@ -464,8 +464,7 @@ def _driver_of(
         processor_class: Any = InstructBLIPProcessor if ours else AutoProcessor
         processor = processor_class.from_pretrained(processor, **hub)
     if hasattr(model, "score_candidates"):
-        if hasattr(processor, "check_compatible"):  # all but stand-ins for a processor
-            processor.check_compatible(model.config)
+        processor.check_compatible(model.config)
         return InstructBLIPDriver(model, processor, max_length)
     if max_length is not None:
         raise ValueError(

@@ -11,7 +11,6 @@ tower and language model stay frozen.
 
 import os
 import sys
-import traceback
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,6 +44,7 @@ from instructblip.training import (
     encode_images,
     hold_in_float8,
 )
+from instructblip.user_errors import raised_by
 
 
 def option(default: Any, help: str) -> Any:
@@ -212,9 +212,7 @@ def command(arguments: list[str] | None = None) -> None:
     try:
         main(arguments)
     except (ValueError, OSError) as error:
-        *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-        raised_in = innermost.f_globals.get("__name__", "")
-        ours = raised_in.startswith(("instructblip.", __name__))  # and not a library's that we call
+        ours = raised_by(error, ("instructblip.", __name__))
         if not ours and not isinstance(error, BadRowError):  # a bad row may have been raised in another process
             raise
         print(f"examples/train.py: {' '.join(str(error).split())}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,9 +18,6 @@ from .candidate_ranking import score_candidates_naively, score_candidates_packed
 from .input_checks import check_length
 from .packing import align, attention_as, has_plain_attention, positions_from_mask
 from .shared_prefix import SHARED_PREFIX, share_prompt, share_source
-
-if TYPE_CHECKING:
-    pass
 
 
 class GenerationAndRankingMixin:

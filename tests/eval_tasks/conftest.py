@@ -60,6 +60,9 @@ class StubProcessor:
             {"text_lengths": torch.tensor([[len(line)] for line in text]), "light": torch.tensor(brightness)}
         )
 
+    def check_compatible(self, config):
+        pass
+
     def encode_answers(self, answers):
         return [[ord(letter) for letter in answer] for answer in answers]
 
