@@ -174,7 +174,7 @@ def _stub_lm() -> Any:
     config = SimpleNamespace(_name_or_path="stub", is_encoder_decoder=True)
     model = SimpleNamespace(
         config=config, device=torch.device("cpu"), dtype=torch.float32, eval=lambda: None, score_candidates=None,
-        num_parameters=lambda: 0,
+        num_parameters=lambda: 0, check_compatible=lambda config: None,
     )  # fmt: skip
     lm = InstructBLIPEvalModel(model, model, device="cpu", batch_size=16)
     lm.driver = StubDriver(model)
