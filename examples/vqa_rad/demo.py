@@ -23,7 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lm_eval
-import torch
 from page import Card, Row, write_page
 from PIL import Image
 from tiny_backbones import PROMPT, image_processor, pretrain_language_model, pretrain_vision_tower, train_tokenizers
@@ -85,52 +84,34 @@ def build(folder: Path) -> tuple[InstructBLIPForConditionalGeneration, InstructB
     return InstructBLIPForConditionalGeneration.from_backbones(vision, language, config=config), processor
 
 
-class CachedImages(torch.utils.data.Dataset):
-    """Instruction samples with what the frozen tower saw of their image, in place of the image."""
-
-    def __init__(self, samples: InstructionDataset, embeds: dict[str, torch.Tensor]):
-        self.samples, self.embeds = samples, embeds
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, item: int) -> dict:
-        sample = self.samples.text(item)
-        return {**sample, "image_embeds": self.embeds[sample["image_id"]]}
-
-
 def tune(
     model: InstructBLIPForConditionalGeneration, processor: InstructBLIPProcessor, folder: Path, epochs: int, seed: int
 ) -> float:
     """Train the bridge on the training set.
 
     Returns:
-        the seconds that the training took, without building the data and encoding the images.
+        the seconds that the training took, without building the data.
     """
     rows = load("vqa_rad", str(DATA), split="train")
-    embeds = {}
-    with torch.no_grad():
-        for row in rows:
-            pixels = processor(images=row["image"])["pixel_values"]
-            embeds[row["image_id"]] = model.encode_images(pixels).last_hidden_state[0]
-    samples = InstructionDataset(rows, "vqa_rad", templates=[Template(PROMPT)], with_images=False)
+    samples = InstructionDataset(rows, "vqa_rad", templates=[Template(PROMPT)])
     arguments = InstructBLIPTrainingArguments(
         str(folder),
         num_train_epochs=epochs,
         per_device_train_batch_size=64,
         learning_rate=2e-3,  # two hundred times the paper's: this bridge is small and starts from nothing
+        muon=True,  # 12 epochs with it are worth 16 with AdamW alone, and more
         warmup_steps=0.05,
         max_grad_norm=1.0,
         language_model_dropout=False,
+        feature_cache=str(folder / "features"),
+        feature_cache_dtype="float32",
         logging_steps=48,
         save_strategy="no",
         report_to="none",
         seed=seed,
         use_cpu=True,
     )
-    trainer = InstructBLIPTrainer(
-        model, arguments, train_dataset=CachedImages(samples, embeds), processing_class=processor
-    )
+    trainer = InstructBLIPTrainer(model, arguments, train_dataset=samples, processing_class=processor)
     return trainer.train().metrics["train_runtime"]
 
 
@@ -236,7 +217,7 @@ def texts(minutes: float) -> tuple[list[str], list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/vqa_rad"))
-    parser.add_argument("--epochs", type=int, default=16, help="of tuning the bridge")
+    parser.add_argument("--epochs", type=int, default=12, help="of tuning the bridge")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     started = time.time()
