@@ -56,7 +56,7 @@ def check_ids(ids: torch.Tensor, vocabulary: int, reader: str, sizes_known: bool
     """Refuse ids that are not in the vocabulary of what reads them.
 
     Args:
-        ids: (rows, length); negative ones, as labels have, are not looked at.
+        ids: (rows, length).
         vocabulary: how many there are.
         reader: its name.
         sizes_known: as in `check_placeholders`. An embedding on a GPU asserts by itself that ids fit.
@@ -64,10 +64,13 @@ def check_ids(ids: torch.Tensor, vocabulary: int, reader: str, sizes_known: bool
     Raises:
         ValueError: naming the first sample with such an id, and the id.
     """
-    if may_look(ids, sizes_known) and ids.numel() and int(ids.max()) >= vocabulary:
-        row = int((ids >= vocabulary).any(dim=1).nonzero()[0])
+    if not may_look(ids, sizes_known):
+        return
+    beyond = (ids < 0) | (ids >= vocabulary)
+    if beyond.any():
+        row, place = beyond.nonzero()[0].tolist()
         raise ValueError(
-            f"sample {row} has token {int(ids[row].max())}, but the vocabulary of the {reader} has {vocabulary}: use "
+            f"sample {row} has token {int(ids[row, place])}, but the vocabulary of the {reader} has {vocabulary}: use "
             "the processor that was saved with the model"
         )
 

@@ -527,7 +527,8 @@ class InstructBLIPForConditionalGeneration(
         """Run an encoder-decoder; returns its output and `answer_loss` (Nones without labels)."""
         mask, embeds = align(mask.to(embeds.device), "right", embeds)
         if labels is not None:
-            check_ids(labels, self.get_input_embeddings().num_embeddings, "language model", bool(sizes))
+            vocabulary = self.get_input_embeddings().num_embeddings
+            check_ids(labels.masked_fill(labels == -100, 0), vocabulary, "language model", bool(sizes))
             labels = labels.to(embeds.device)
             kwargs.setdefault("use_cache", False)
             if decoder_ids is None and kwargs.get("decoder_inputs_embeds") is None:

@@ -138,7 +138,9 @@ def image_digest(source: Any) -> str | None:
     """
     digest = hashlib.blake2b(digest_size=16)
     if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source["path"]
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    if source is None:
+        return None
     if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
         with open(source, "rb") as file:
             source = file.read()

@@ -276,7 +276,7 @@ def test_missing_inputs_are_named(tiny_model, make_batch, mixed_rows):
 
 
 @pytest.mark.parametrize("language", ["t5", "llama"])
-def test_ids_beyond_a_vocabulary_are_refused_with_their_sample(language, tiny_model, make_batch, mixed_rows):
+def test_ids_outside_a_vocabulary_are_refused_with_their_sample(language, tiny_model, make_batch, mixed_rows):
     model = tiny_model(language)
     batch = make_batch(mixed_rows, language, labels=True)
     prompt = {key: value for key, value in batch.items() if key != "labels"}
@@ -287,17 +287,19 @@ def test_ids_beyond_a_vocabulary_are_refused_with_their_sample(language, tiny_mo
         "qformer_input_ids": ("Q-Former", model.config.qformer_config.vocab_size),
     }
     for name, (reader, vocabulary) in beyond.items():
-        wrong = prompt[name].clone()
-        wrong[1, 0] = vocabulary
-        for call in calls:
-            message = f"sample 1 has token {vocabulary}, but the vocabulary of the {reader} has {vocabulary}"
-            with pytest.raises(ValueError, match=message):
-                call({**prompt, name: wrong})
+        for token in (vocabulary, -100):
+            wrong = prompt[name].clone()
+            wrong[1, 0] = token
+            for call in calls:
+                message = f"sample 1 has token {token}, but the vocabulary of the {reader} has {vocabulary}"
+                with pytest.raises(ValueError, match=message):
+                    call({**prompt, name: wrong})
     if language == "t5":
-        labels = batch["labels"].clone()
-        labels[2, 0] = 80
-        with pytest.raises(ValueError, match="sample 2 has token 80"):
-            model(**prompt, labels=labels)
+        for token in (80, -1):
+            labels = batch["labels"].clone()
+            labels[2, 0] = token
+            with pytest.raises(ValueError, match=f"sample 2 has token {token}"):
+                model(**prompt, labels=labels)
 
 
 @pytest.mark.parametrize("language", ["t5", "llama"])

@@ -123,9 +123,10 @@ def test_a_worker_that_is_told_of_no_epoch_draws_that_of_the_training_process(ph
     assert pickle.loads(pickle.dumps(collate)).seed == 0
 
 
-def test_an_image_that_cannot_be_read_is_named_with_its_sample(photos):
+@pytest.mark.parametrize("missing", ["nowhere.png", {"bytes": None}, {"bytes": None, "path": None}])
+def test_an_image_that_cannot_be_read_is_named_with_its_sample(photos, missing):
     with pytest.raises(ValueError, match=r"image 0 of sample 1 \(id 'q'\)"):
-        RandomCropCollator(list)([ask(photos[0]), ask("nowhere.png", id="q")])
+        RandomCropCollator(list)([ask(photos[0]), ask(missing, id="q")])
 
 
 @pytest.fixture
