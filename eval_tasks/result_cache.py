@@ -28,6 +28,7 @@ from PIL import Image
 from instructblip.eval_tasks.driver import Prompt
 from instructblip.eval_tasks.images import ROW_PREFIX, undecoded_picture
 from instructblip.eval_tasks.whole_files import write_whole
+from instructblip.processing.image_loading import bytes_or_path
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +147,7 @@ def picture_digest(reference: Any) -> str | None:
     """
     if isinstance(reference, str) and reference.startswith(ROW_PREFIX):
         reference = undecoded_picture(reference)
-    if isinstance(reference, dict):
-        reference = reference["bytes"] if reference.get("bytes") is not None else reference.get("path")
+    reference = bytes_or_path(reference)
     if isinstance(reference, bytes):
         return f"bytes {hashlib.sha256(reference).hexdigest()}"
     if isinstance(reference, Image.Image):

@@ -25,13 +25,19 @@ def is_image_source(value: Any) -> bool:
     return isinstance(value, (Image.Image, str, bytes, os.PathLike))
 
 
+def bytes_or_path(source: Any) -> Any:
+    """The bytes of `{"bytes", "path"}`, its path if it has none, None without either; any other source itself."""
+    if not isinstance(source, dict):
+        return source
+    return source["bytes"] if source.get("bytes") is not None else source.get("path")
+
+
 def image_key(source: Any) -> Hashable:
     """What tells two images apart without opening them: the same path, bytes or object is the same image.
 
     The path in `{"bytes": ..., "path": ...}` does not count when there are bytes: archives repeat file names.
     """
-    if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    source = bytes_or_path(source)
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     return source if isinstance(source, (str, bytes)) else (type(source).__name__, id(source))
@@ -54,7 +60,7 @@ def open_image(source: Any, name: str) -> Any:
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return _array(source, name)
     described = _describe(source, name)
-    if isinstance(source, dict) and source.get("bytes") is None and source.get("path") is None:
+    if isinstance(source, dict) and bytes_or_path(source) is None:
         raise ValueError(f"{described} has neither bytes nor a path")
     if isinstance(source, Image.Image) and 0 in source.size:
         raise ValueError(f"{described} has no pixels: it is {source.width} x {source.height}")
@@ -111,11 +117,10 @@ def _describe(source: Any, name: str) -> str:
 
 def _file(source: str | bytes | os.PathLike | dict) -> str | BytesIO:
     """A path or a stream for PIL; strings that are no file may be base64, as chat messages allow."""
-    if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source["path"]
+    source = bytes_or_path(source)
     if isinstance(source, bytes):
         return BytesIO(source)
-    source = os.fspath(source)  # type: ignore[arg-type]  # what is left of the union
+    source = os.fspath(source)
     if source.startswith(("http://", "https://")):
         return BytesIO(_download(source))
     if source.startswith("data:"):

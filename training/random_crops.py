@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from instructblip.processing.collator import sample_name
-from instructblip.processing.image_loading import is_image_source, open_image
+from instructblip.processing.image_loading import bytes_or_path, is_image_source, open_image
 
 
 class EpochCollator:
@@ -137,8 +137,7 @@ def image_digest(source: Any) -> str | None:
     None if there is nothing to be read.
     """
     digest = hashlib.blake2b(digest_size=16)
-    if isinstance(source, dict):
-        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    source = bytes_or_path(source)
     if source is None:
         return None
     if isinstance(source, (str, os.PathLike)) and os.path.isfile(source):
