@@ -52,7 +52,9 @@ def check_placeholders(
         )
 
 
-def check_ids(ids: torch.Tensor, vocabulary: int, reader: str, sizes_known: bool = False) -> None:
+def check_ids(
+    ids: torch.Tensor, vocabulary: int, reader: str, sizes_known: bool = False, ignored: int | None = None
+) -> None:
     """Refuse ids that are not in the vocabulary of what reads them.
 
     Args:
@@ -60,6 +62,7 @@ def check_ids(ids: torch.Tensor, vocabulary: int, reader: str, sizes_known: bool
         vocabulary: how many there are.
         reader: its name.
         sizes_known: as in `check_placeholders`. An embedding on a GPU asserts by itself that ids fit.
+        ignored: an id that stands for none, as -100 among labels.
 
     Raises:
         ValueError: naming the first sample with such an id, and the id.
@@ -67,6 +70,8 @@ def check_ids(ids: torch.Tensor, vocabulary: int, reader: str, sizes_known: bool
     if not may_look(ids, sizes_known):
         return
     beyond = (ids < 0) | (ids >= vocabulary)
+    if ignored is not None:
+        beyond &= ids != ignored
     if beyond.any():
         row, place = beyond.nonzero()[0].tolist()
         raise ValueError(

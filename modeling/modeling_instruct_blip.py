@@ -491,6 +491,7 @@ class InstructBLIPForConditionalGeneration(
             check_labels(labels, embeds)
             # A placeholder is never an answer.
             labels = labels.to(embeds.device).masked_fill(is_image.to(embeds.device), -100)
+            self._check_label_ids(labels, bool(sizes))
         attention = self.language_model.config._attn_implementation
         if skip_logits and attention in ("sdpa", "eager") and has_plain_attention(self.language_model):
             known = sizes.get("tokens"), sizes.get("longest")
@@ -527,8 +528,7 @@ class InstructBLIPForConditionalGeneration(
         """Run an encoder-decoder; returns its output and `answer_loss` (Nones without labels)."""
         mask, embeds = align(mask.to(embeds.device), "right", embeds)
         if labels is not None:
-            vocabulary = self.get_input_embeddings().num_embeddings
-            check_ids(labels.masked_fill(labels == -100, 0), vocabulary, "language model", bool(sizes))
+            self._check_label_ids(labels, bool(sizes))
             labels = labels.to(embeds.device)
             kwargs.setdefault("use_cache", False)
             if decoder_ids is None and kwargs.get("decoder_inputs_embeds") is None:
@@ -552,6 +552,10 @@ class InstructBLIPForConditionalGeneration(
         if labels is None:
             return outputs, (None, None, None)
         return outputs, answer_loss(outputs.logits, labels, learned, num_items_in_batch)
+
+    def _check_label_ids(self, labels: torch.Tensor, sizes_known: bool) -> None:
+        vocabulary = self.get_input_embeddings().num_embeddings
+        check_ids(labels, vocabulary, "language model", sizes_known, ignored=-100)
 
     def _precision(self, embeds: torch.Tensor) -> AbstractContextManager:
         return own_precision(chain((embeds,), self.language_model.parameters()), embeds.device)

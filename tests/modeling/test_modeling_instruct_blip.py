@@ -294,12 +294,11 @@ def test_ids_outside_a_vocabulary_are_refused_with_their_sample(language, tiny_m
                 message = f"sample 1 has token {token}, but the vocabulary of the {reader} has {vocabulary}"
                 with pytest.raises(ValueError, match=message):
                     call({**prompt, name: wrong})
-    if language == "t5":
-        for token in (80, -1):
-            labels = batch["labels"].clone()
-            labels[2, 0] = token
-            with pytest.raises(ValueError, match=f"sample 2 has token {token}"):
-                model(**prompt, labels=labels)
+    for token in (80, -1):
+        labels = batch["labels"].clone()
+        labels[2, (labels[2] != -100).nonzero()[0]] = token
+        with pytest.raises(ValueError, match=f"sample 2 has token {token}"):
+            model(**prompt, labels=labels)
 
 
 @pytest.mark.parametrize("language", ["t5", "llama"])
