@@ -302,9 +302,15 @@ def _candidates_per_row(
         for number, ids in enumerate(row_candidates):
             if len(ids) == 0:
                 raise ValueError(f"candidate {number} of sample {row} has no tokens")
-            if not 0 <= min(ids) <= max(ids) < vocabulary:
+            if isinstance(ids[0], str):
                 raise ValueError(
-                    f"candidate {number} of sample {row} has token {max(ids)}, but the language model's vocabulary has "
+                    f"candidate {number} of sample {row} is text, token ids were expected: encode candidates with "
+                    "processor.encode_answers"
+                )
+            if not 0 <= min(ids) <= max(ids) < vocabulary:
+                wrong = next(token for token in ids if not 0 <= token < vocabulary)
+                raise ValueError(
+                    f"candidate {number} of sample {row} has token {wrong}, but the language model's vocabulary has "
                     f"{vocabulary}: encode candidates with its own tokenizer"
                 )
         cleaned.append([tuple(int(token) for token in ids) + tuple(suffix) for ids in row_candidates])

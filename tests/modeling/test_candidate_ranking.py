@@ -198,6 +198,9 @@ def test_the_prompt_and_the_image_run_once_per_row(tiny_model, make_batch, mixed
         ([[[20]], [[20]], [[20], []], [[20]], [[20]]], "candidate 1 of sample 2 has no tokens"),
         ([[20], []], "candidate 1 of sample 0 has no tokens"),
         ([[20], [80]], "candidate 1 of sample 0 has token 80, but the language model's vocabulary has 80"),
+        ([[20], [-1, 5]], "candidate 1 of sample 0 has token -1, but the language model's vocabulary has 80"),
+        (["yes", "no"], "candidate 0 of sample 0 is text, token ids were expected"),
+        ([["yes", "no"]] * 5, "candidate 0 of sample 0 is text, token ids were expected"),
     ],
 )
 def test_candidates_that_cannot_be_scored_are_named(candidates, message, tiny_model, make_batch, mixed_rows):
